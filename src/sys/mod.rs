@@ -1,0 +1,12 @@
+//! The door to the system: raw system calls, ioctls and everything `unsafe`.
+//!
+//! Nothing here decides anything about files: each function is one system call (or the two that
+//! belong together) made safe. The rest of the crate denies `unsafe_code`.
+
+#[cfg(test)]
+pub(crate) mod faults;
+pub mod fs;
+pub mod fuse;
+pub mod map;
+pub mod mount;
+pub mod namespace;
