@@ -1,0 +1,160 @@
+//! One header block: its fields, its checksum, its dialect.
+
+use super::error::{Problem, Stored};
+use super::number;
+use super::source::Block;
+
+/// Which header layout a block has, by its magic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Dialect {
+    /// No magic: names of 100 bytes, no device numbers.
+    V7,
+    /// `ustar`: POSIX, with a name prefix.
+    Ustar,
+    /// `ustar` and two blanks: GNU, whose place of the prefix holds other things.
+    Gnu,
+}
+
+/// A header block whose checksum is right.
+pub(super) struct Header<'a>(&'a Block);
+
+impl<'a> Header<'a> {
+    /// Checks the checksum: the sum of all bytes with the field itself as blanks, unsigned as
+    /// POSIX says or signed as some old tars made it.
+    pub(super) fn new(block: &'a Block) -> Result<Self, Problem> {
+        let header = Self(block);
+        let field = header.bytes(148, 8);
+        let sum = |bytes: &[u8]| bytes.iter().map(|&b| u32::from(b)).sum::<u32>();
+        let high = |bytes: &[u8]| {
+            bytes
+                .iter()
+                .map(|&b| u32::from(b >= 0x80) * 256)
+                .sum::<u32>()
+        };
+        let unsigned = sum(block) - sum(field) + 8 * u32::from(b' ');
+        // A checksum field without a single digit is no checksum, though numbers may be blank.
+        let stored = match number::unsigned(field) {
+            Ok(n) if field.iter().any(u8::is_ascii_digit) => Stored::Number(n),
+            _ => Stored::NotANumber,
+        };
+        let signed = || i64::from(unsigned) - i64::from(high(block)) + i64::from(high(field));
+        match stored {
+            Stored::Number(n) if n == u64::from(unsigned) => Ok(header),
+            Stored::Number(n) if i64::try_from(n) == Ok(signed()) => Ok(header),
+            _ => Err(Problem::Checksum {
+                stored,
+                computed: unsigned,
+            }),
+        }
+    }
+
+    /// `len` bytes at `from`. All callers give ranges within the block.
+    pub(super) fn bytes(&self, from: usize, len: usize) -> &'a [u8] {
+        self.0.get(from..from + len).unwrap_or_default()
+    }
+
+    fn text(&self, from: usize, len: usize) -> &'a [u8] {
+        let bytes = self.bytes(from, len);
+        bytes.split(|&b| b == 0).next().unwrap_or_default()
+    }
+
+    pub(super) fn dialect(&self) -> Dialect {
+        match self.bytes(257, 8) {
+            [b'u', b's', b't', b'a', b'r', b' ', b' ', 0] => Dialect::Gnu,
+            [b'u', b's', b't', b'a', b'r', ..] => Dialect::Ustar,
+            _ => Dialect::V7,
+        }
+    }
+
+    /// The type flag; a NUL is an old way to say `0`.
+    pub(super) fn typeflag(&self) -> u8 {
+        match self.bytes(156, 1) {
+            [0] => b'0',
+            [flag] => *flag,
+            _ => 0,
+        }
+    }
+
+    /// The name, with ustar's prefix before it.
+    pub(super) fn name(&self) -> Vec<u8> {
+        let name = self.text(0, 100);
+        let prefix = match self.dialect() {
+            Dialect::Ustar => self.text(345, 155),
+            Dialect::V7 | Dialect::Gnu => &[],
+        };
+        if prefix.is_empty() {
+            name.to_vec()
+        } else {
+            [prefix, b"/", name].concat()
+        }
+    }
+
+    pub(super) fn linkname(&self) -> &'a [u8] {
+        self.text(157, 100)
+    }
+
+    pub(super) fn mode(&self) -> Result<u64, Problem> {
+        unsigned("mode", self.bytes(100, 8))
+    }
+
+    pub(super) fn uid(&self) -> Result<u64, Problem> {
+        unsigned("user id", self.bytes(108, 8))
+    }
+
+    pub(super) fn gid(&self) -> Result<u64, Problem> {
+        unsigned("group id", self.bytes(116, 8))
+    }
+
+    pub(super) fn size(&self) -> Result<u64, Problem> {
+        unsigned("size", self.bytes(124, 12))
+    }
+
+    pub(super) fn mtime(&self) -> Result<i64, Problem> {
+        number::field(self.bytes(136, 12)).map_err(|what| Problem::Field {
+            field: "modification time",
+            what,
+        })
+    }
+
+    /// Major and minor device number; v7 headers have none.
+    pub(super) fn device(&self) -> Result<(u64, u64), Problem> {
+        match self.dialect() {
+            Dialect::V7 => Ok((0, 0)),
+            Dialect::Ustar | Dialect::Gnu => Ok((
+                unsigned("device major number", self.bytes(329, 8))?,
+                unsigned("device minor number", self.bytes(337, 8))?,
+            )),
+        }
+    }
+}
+
+pub(super) fn unsigned(field: &'static str, bytes: &[u8]) -> Result<u64, Problem> {
+    number::unsigned(bytes).map_err(|what| Problem::Field { field, what })
+}
+
+/// The compression that `start`, the first bytes of a file, betrays: its name and what undoes it.
+pub(super) fn compression(start: &[u8]) -> Option<(&'static str, &'static str)> {
+    const MAGICS: [(&[u8], &str, &str); 11] = [
+        (&[0x1f, 0x8b], "gzip", "gzip -d"),
+        (&[0x28, 0xb5, 0x2f, 0xfd], "zstd", "zstd -d"),
+        (&[0xfd, b'7', b'z', b'X', b'Z', 0], "xz", "xz -d"),
+        (b"BZh", "bzip2", "bzip2 -d"),
+        (&[0x04, 0x22, 0x4d, 0x18], "lz4", "lz4 -d"),
+        (b"LZIP", "lzip", "lzip -d"),
+        (&[0x5d, 0, 0], "lzma", "xz --format=lzma -d"),
+        (&[0x1f, 0x9d], "compress", "uncompress"),
+        (&[0x89, b'L', b'Z', b'O', 0], "lzop", "lzop -d"),
+        (b"PK\x03\x04", "zip", "unzip"),
+        (&[b'7', b'z', 0xbc, 0xaf, 0x27, 0x1c], "7z", "7z x"),
+    ];
+    // A zstd file may begin with skippable frames, 0x184d2a5? (RFC 8878, 3.1.2).
+    if let [low, 0x2a, 0x4d, 0x18, ..] = start
+        && low & 0xf0 == 0x50
+    {
+        return Some(("zstd", "zstd -d"));
+    }
+    MAGICS
+        .into_iter()
+        .find(|(magic, ..)| start.starts_with(magic))
+        .map(|(_, name, cmd)| (name, cmd))
+}

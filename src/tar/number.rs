@@ -1,0 +1,180 @@
+//! Numbers as tar headers and pax records write them.
+
+use crate::inode::Time;
+
+/// Why bytes are no number, as the end of a sentence ("the header's size …").
+pub(super) type Why = &'static str;
+
+/// A numeric field of a header: octal digits (POSIX pax, "ustar Interchange Format"), or GNU's
+/// base-256 (the first byte's top bit set, big endian two's complement behind it).
+///
+/// A blank field is 0, as every reader takes it.
+pub(super) fn field(bytes: &[u8]) -> Result<i64, Why> {
+    match bytes.first() {
+        Some(first) if first & 0x80 != 0 => base256(bytes),
+        _ => octal(bytes),
+    }
+}
+
+/// [`field`], which cannot be negative.
+pub(super) fn unsigned(bytes: &[u8]) -> Result<u64, Why> {
+    u64::try_from(field(bytes)?).map_err(|_| "is negative")
+}
+
+fn octal(bytes: &[u8]) -> Result<i64, Why> {
+    let mut digits = bytes.iter().copied().skip_while(|&b| b == b' ').peekable();
+    let mut value = 0_i64;
+    while let Some(digit @ b'0'..=b'7') = digits.peek().copied() {
+        digits.next();
+        value = value
+            .checked_mul(8)
+            .and_then(|v| v.checked_add(i64::from(digit - b'0')))
+            .ok_or("is too large")?;
+    }
+    match digits.next() {
+        None | Some(b' ' | 0) => Ok(value),
+        Some(_) => Err("is not an octal number"),
+    }
+}
+
+fn base256(bytes: &[u8]) -> Result<i64, Why> {
+    let mut bytes = bytes.iter().copied();
+    // The top bit is the mark, the next one the sign (GNU tar's from_header()).
+    let first = bytes.next().unwrap_or(0x80);
+    let negative = first & 0x40 != 0;
+    let mut value = i64::from(first & 0x3f) - if negative { 0x40 } else { 0 };
+    for byte in bytes {
+        value = value
+            .checked_mul(256)
+            .and_then(|v| v.checked_add(i64::from(byte)))
+            .ok_or(if negative {
+                "is far below zero"
+            } else {
+                "is too large"
+            })?;
+    }
+    Ok(value)
+}
+
+/// A decimal number of a pax record.
+pub(super) fn decimal(bytes: &[u8]) -> Result<u64, Why> {
+    if bytes.is_empty() {
+        return Err("is empty");
+    }
+    bytes.iter().try_fold(0_u64, |value, &digit| match digit {
+        b'0'..=b'9' => value
+            .checked_mul(10)
+            .and_then(|v| v.checked_add(u64::from(digit - b'0')))
+            .filter(|&v| i64::try_from(v).is_ok())
+            .ok_or("is too large"),
+        b'-' => Err("is negative"),
+        _ => Err("is not a decimal number"),
+    })
+}
+
+/// A pax time: decimal seconds with a fraction, perhaps negative (POSIX pax, "mtime").
+/// Digits beyond the nanosecond are cut off.
+pub(super) fn time(bytes: &[u8]) -> Result<Time, Why> {
+    let (negative, bytes) = match bytes {
+        [b'-', rest @ ..] => (true, rest),
+        [b'+', rest @ ..] => (false, rest),
+        _ => (false, bytes),
+    };
+    let mut parts = bytes.splitn(2, |&b| b == b'.');
+    let whole = parts.next().unwrap_or_default();
+    let fraction = parts.next();
+    let mut sec = match (whole, fraction) {
+        ([], Some([_, ..])) => 0,
+        _ => i64::try_from(decimal(whole)?).map_err(|_| "is too large")?,
+    };
+    let mut nsec = 0_u32;
+    let mut scale = 100_000_000;
+    for &digit in fraction.unwrap_or_default() {
+        if !digit.is_ascii_digit() {
+            return Err("is not a decimal number");
+        }
+        nsec += u32::from(digit - b'0') * scale;
+        scale /= 10;
+    }
+    if negative {
+        sec = -sec;
+        if nsec > 0 {
+            sec -= 1;
+            nsec = 1_000_000_000 - nsec;
+        }
+    }
+    Ok(Time { sec, nsec })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn octal_fields() {
+        assert_eq!(field(b"0000644\0"), Ok(0o644));
+        assert_eq!(field(b"   644 \0"), Ok(0o644));
+        assert_eq!(field(b"77777777777"), Ok(0o77_777_777_777));
+        assert_eq!(field(b"\0\0\0\0"), Ok(0));
+        assert_eq!(field(b"    "), Ok(0));
+        assert_eq!(field(b"644\0junk"), Ok(0o644));
+        for bad in [&b"8"[..], b"64x", b"-1", b"0x1", b"+7"] {
+            assert!(field(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn base_256_fields() {
+        assert_eq!(field(&[0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0]), Ok(256));
+        assert_eq!(field(&[0xff; 12]), Ok(-1));
+        assert_eq!(unsigned(&[0xff; 12]), Err("is negative"));
+        let mut max = [0xff; 12];
+        max[..5].copy_from_slice(&[0x80, 0, 0, 0, 0x7f]);
+        assert_eq!(field(&max), Ok(i64::MAX));
+        max[3] = 1;
+        assert_eq!(field(&max), Err("is too large"));
+        let mut min = [0; 12];
+        min[..5].copy_from_slice(&[0xff, 0xff, 0xff, 0xff, 0x80]);
+        assert_eq!(field(&min), Ok(i64::MIN));
+        min[0] = 0xc0;
+        assert_eq!(field(&min), Err("is far below zero"));
+    }
+
+    #[test]
+    fn decimals() {
+        assert_eq!(decimal(b"9223372036854775807"), Ok(i64::MAX.unsigned_abs()));
+        for bad in [
+            &b""[..],
+            b"-1",
+            b"1 ",
+            b"9223372036854775808",
+            b"99999999999999999999999",
+            b"1e3",
+        ] {
+            assert!(decimal(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn times() {
+        let t = |sec, nsec| Ok(Time { sec, nsec });
+        assert_eq!(time(b"0"), t(0, 0));
+        assert_eq!(time(b"12.5"), t(12, 500_000_000));
+        assert_eq!(time(b"12.0000000019"), t(12, 1));
+        assert_eq!(time(b"-1.25"), t(-2, 750_000_000));
+        assert_eq!(time(b"-3"), t(-3, 0));
+        assert_eq!(time(b".5"), t(0, 500_000_000));
+        assert_eq!(time(b"7."), t(7, 0));
+        for bad in [
+            &b""[..],
+            b".",
+            b"-",
+            b"1.x",
+            b"1.2.3",
+            b"--1",
+            b"99999999999999999999",
+        ] {
+            assert!(time(bad).is_err(), "{bad:?}");
+        }
+    }
+}

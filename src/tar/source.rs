@@ -1,0 +1,136 @@
+//! Bytes at offsets, and a small window over them.
+
+use std::fs::File;
+use std::io;
+
+use super::error::Problem;
+
+/// Something that holds bytes at offsets: a file, or a slice in tests and fuzzing.
+pub trait ReadAt {
+    /// Reads up to `buf.len()` bytes at `offset`; fewer than that only at the end.
+    ///
+    /// # Errors
+    /// The system's.
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize>;
+
+    /// How many bytes there are.
+    ///
+    /// # Errors
+    /// The system's.
+    fn len(&self) -> io::Result<u64>;
+
+    /// Whether there are none.
+    ///
+    /// # Errors
+    /// The system's.
+    fn is_empty(&self) -> io::Result<bool> {
+        Ok(self.len()? == 0)
+    }
+}
+
+impl ReadAt for File {
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        let mut done = 0;
+        while let Some(rest) = buf.get_mut(done..).filter(|rest| !rest.is_empty()) {
+            let at = offset
+                .checked_add(u64::try_from(done).map_err(io::Error::other)?)
+                .ok_or_else(|| io::Error::other("offset overflow"))?;
+            match std::os::unix::fs::FileExt::read_at(self, rest, at) {
+                Ok(0) => break,
+                Ok(n) => done += n,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(done)
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.metadata()?.len())
+    }
+}
+
+impl ReadAt for [u8] {
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        let rest = usize::try_from(offset)
+            .ok()
+            .and_then(|o| self.get(o..))
+            .unwrap_or_default();
+        let n = rest.len().min(buf.len());
+        if let (Some(to), Some(from)) = (buf.get_mut(..n), rest.get(..n)) {
+            to.copy_from_slice(from);
+        }
+        Ok(n)
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        u64::try_from(<[u8]>::len(self)).map_err(io::Error::other)
+    }
+}
+
+/// One header block.
+pub(super) type Block = [u8; 512];
+
+/// Bytes read at a time. Large enough for an entry with its pax header (3 blocks) and for the
+/// headers of small files one behind the other; small enough that the bodies of larger files
+/// stay unread.
+const WINDOW: usize = 4096;
+
+/// A source with its length, read through a small window.
+pub(super) struct Window<'a, R: ?Sized> {
+    source: &'a R,
+    len: u64,
+    buf: Box<[u8; WINDOW]>,
+    start: u64,
+    filled: usize,
+}
+
+impl<'a, R: ReadAt + ?Sized> Window<'a, R> {
+    pub(super) fn new(source: &'a R) -> Result<Self, Problem> {
+        let len = source.len()?;
+        Ok(Self {
+            source,
+            len,
+            buf: Box::new([0; WINDOW]),
+            start: 0,
+            filled: 0,
+        })
+    }
+
+    pub(super) fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// The 512 bytes at `offset`; `None` where the source ends before.
+    pub(super) fn block(&mut self, offset: u64) -> Result<Option<Block>, Problem> {
+        if let Some(block) = self.cached(offset) {
+            return Ok(Some(block));
+        }
+        self.filled = 0;
+        self.filled = self.source.read_at(&mut *self.buf, offset)?;
+        self.start = offset;
+        Ok(self.cached(offset))
+    }
+
+    fn cached(&self, offset: u64) -> Option<Block> {
+        let from = usize::try_from(offset.checked_sub(self.start)?).ok()?;
+        let to = from.checked_add(512).filter(|&to| to <= self.filled)?;
+        self.buf.get(from..to)?.try_into().ok()
+    }
+
+    /// The `len` bytes at `offset`, of which the caller has checked that they lie within
+    /// [`Self::len`] and his own bound. `None` where the source has shrunk meanwhile.
+    pub(super) fn bytes(&mut self, offset: u64, len: usize) -> Result<Option<Vec<u8>>, Problem> {
+        if let Some(from) = offset
+            .checked_sub(self.start)
+            .and_then(|o| usize::try_from(o).ok())
+            && let Some(to) = from.checked_add(len).filter(|&to| to <= self.filled)
+            && let Some(bytes) = self.buf.get(from..to)
+        {
+            return Ok(Some(bytes.to_vec()));
+        }
+        let mut bytes = vec![0; len];
+        let n = self.source.read_at(&mut bytes, offset)?;
+        Ok((n == len).then_some(bytes))
+    }
+}
