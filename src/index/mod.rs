@@ -1,0 +1,312 @@
+//! From tars to an index: the file tree of an image, and the building of it.
+//!
+//! [`scan`] reads a tar's headers into a [`Tree`]; [`build`] also writes the index and,
+//! for the few sparse files that need one, the side blob.
+//!
+//! What it never does: print, choose where files lie, publish them (`store` does).
+
+pub mod builder;
+pub mod extents;
+pub mod misfit;
+pub mod tree;
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
+
+use crate::erofs::writer::{self, BlobSpec, WriteError};
+use crate::tar::{Problem, ReadAt, Reader, TarError};
+use builder::Builder;
+use extents::{SideCopy, SidePlan};
+use misfit::Misfit;
+use tree::Tree;
+
+/// Entries between two reports of progress.
+const REPORT_EVERY: u64 = 1024;
+
+/// Told how far a long work has come. Called often; must be quick.
+pub trait Progress {
+    /// `done` of `total` bytes are behind us.
+    fn at(&self, done: u64, total: u64);
+}
+
+/// Nobody watches.
+impl Progress for () {
+    fn at(&self, _done: u64, _total: u64) {}
+}
+
+/// Why there is no index.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum IndexError {
+    /// The tar is refused.
+    #[error(transparent)]
+    Tar(#[from] TarError),
+    /// An entry has no place in the tree.
+    #[error("{}: {entry}: {misfit} (at byte {offset})", tar.display())]
+    Misfit {
+        /// The tar.
+        tar: PathBuf,
+        /// The entry's path, printable.
+        entry: String,
+        /// Offset of its header.
+        offset: u64,
+        /// What is wrong.
+        misfit: Misfit,
+    },
+    /// The tar was written to meanwhile.
+    #[error("{}: changed while it was read", .0.display())]
+    Changed(PathBuf),
+    /// The index cannot be written.
+    #[error("{}: {source}", tar.display())]
+    Write {
+        /// The tar.
+        tar: PathBuf,
+        /// Why.
+        source: WriteError,
+    },
+    /// The side blob cannot be written.
+    #[error("{}: copying its sparse files aside: {source}", tar.display())]
+    Side {
+        /// The tar.
+        tar: PathBuf,
+        /// The system's error.
+        source: io::Error,
+    },
+}
+
+/// What a tar holds.
+#[derive(Debug)]
+pub struct Scan {
+    /// The image's tree, with extents in blob 0 (the tar) and 1 (the side blob).
+    pub tree: Tree,
+    /// What has to be copied to the side blob.
+    pub side: SidePlan,
+    /// The tar's length in bytes, with all padding.
+    pub tar_len: u64,
+    /// How many entries the tar has: duplicates and hard links count.
+    pub entries: u64,
+}
+
+/// What [`build`] has written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Built {
+    /// Length of the index in bytes.
+    pub index_len: u64,
+    /// The tar's length in bytes.
+    pub tar_len: u64,
+    /// Length of the side blob, if there is one.
+    pub side_len: Option<u64>,
+    /// How many entries the tar has.
+    pub entries: u64,
+    /// How many inodes the image has.
+    pub inodes: usize,
+}
+
+/// Reads the headers of `tar`, which errors call `path`.
+///
+/// # Errors
+/// The first thing that is wrong with it; nothing is skipped.
+pub fn scan(tar: &File, path: &Path, progress: &dyn Progress) -> Result<Scan, IndexError> {
+    let fail = |problem| TarError::new(path.to_owned(), None, 0, problem);
+    let before = tar.metadata().map_err(|e| fail(e.into()))?;
+    let kind = before.file_type();
+    let wrong = if kind.is_dir() {
+        Some("directory")
+    } else if kind.is_fifo() || kind.is_socket() {
+        Some("pipe")
+    } else if kind.is_char_device() || kind.is_block_device() {
+        Some("device")
+    } else {
+        None
+    };
+    if let Some(wrong) = wrong {
+        return Err(fail(Problem::WrongFileType(wrong)).into());
+    }
+    let scan = scan_source(tar, path, progress)?;
+    unchanged(tar, path, &before)?;
+    Ok(scan)
+}
+
+/// [`scan`] for anything that has bytes at offsets.
+///
+/// # Errors
+/// As [`scan`].
+pub fn scan_source<R: ReadAt + ?Sized>(
+    tar: &R,
+    path: &Path,
+    progress: &dyn Progress,
+) -> Result<Scan, IndexError> {
+    let misfit = |fault: misfit::Fault| IndexError::Misfit {
+        tar: path.to_owned(),
+        entry: fault.entry,
+        offset: fault.offset,
+        misfit: fault.misfit,
+    };
+    let mut reader = Reader::new(tar, path)?;
+    let mut builder = Builder::new();
+    let mut entries = 0_u64;
+    let tar_len = reader.tar_len();
+    while let Some(entry) = reader.next_entry()? {
+        builder.add(entry).map_err(misfit)?;
+        entries += 1;
+        if entries.is_multiple_of(REPORT_EVERY) {
+            progress.at(reader.position(), tar_len);
+        }
+    }
+    let builder::Built { tree, side } = builder.finish().map_err(misfit)?;
+    progress.at(tar_len, tar_len);
+    Ok(Scan {
+        tree,
+        side,
+        tar_len,
+        entries,
+    })
+}
+
+/// Writes the index of `tar` to `out`. `side` is called if a side blob is needed, and gives an
+/// empty file, opened for writing, for it.
+///
+/// # Errors
+/// As [`scan`], and if something cannot be written. Half-written files are the caller's to remove.
+pub fn build(
+    tar: &File,
+    path: &Path,
+    out: &mut dyn Write,
+    side: impl FnOnce() -> io::Result<File>,
+    progress: &dyn Progress,
+) -> Result<Built, IndexError> {
+    let before = tar
+        .metadata()
+        .map_err(|e| TarError::new(path.to_owned(), None, 0, e.into()))?;
+    let scan = scan(tar, path, progress)?;
+    let mut blobs = vec![BlobSpec {
+        tag: String::new(),
+        len: scan.tar_len,
+    }];
+    let side_len = (scan.side.len > 0).then_some(scan.side.len);
+    if let Some(len) = side_len {
+        let fail = |source| IndexError::Side {
+            tar: path.to_owned(),
+            source,
+        };
+        let file = side().map_err(fail)?;
+        copy_aside(tar, &file, &scan.side).map_err(fail)?;
+        unchanged(tar, path, &before)?;
+        blobs.push(BlobSpec {
+            tag: String::new(),
+            len,
+        });
+    }
+    let summary = writer::write(&scan.tree, &blobs, out).map_err(|source| IndexError::Write {
+        tar: path.to_owned(),
+        source,
+    })?;
+    Ok(Built {
+        index_len: summary.len,
+        tar_len: scan.tar_len,
+        side_len,
+        entries: scan.entries,
+        inodes: scan.tree.inodes.len(),
+    })
+}
+
+/// Fills `side`, an empty file, as `plan` says.
+fn copy_aside(tar: &File, side: &File, plan: &SidePlan) -> io::Result<()> {
+    side.set_len(plan.len)?;
+    plan.copies
+        .iter()
+        .try_for_each(|copy| copy_range(tar, side, *copy))
+}
+
+fn copy_range(tar: &File, side: &File, copy: SideCopy) -> io::Result<()> {
+    let mut buf = vec![0; 1 << 16];
+    let mut done = 0;
+    while done < copy.len {
+        let want = usize::try_from((copy.len - done).min(1 << 16)).map_err(io::Error::other)?;
+        let piece = buf.get_mut(..want).ok_or(io::ErrorKind::InvalidInput)?;
+        tar.read_exact_at(piece, copy.tar_offset + done)?;
+        side.write_all_at(piece, copy.side_offset + done)?;
+        done += u64::try_from(want).map_err(io::Error::other)?;
+    }
+    Ok(())
+}
+
+fn unchanged(tar: &File, path: &Path, before: &std::fs::Metadata) -> Result<(), IndexError> {
+    let now = tar
+        .metadata()
+        .map_err(|e| TarError::new(path.to_owned(), None, 0, e.into()))?;
+    let stamp = |m: &std::fs::Metadata| (m.len(), m.mtime(), m.mtime_nsec());
+    if stamp(&now) == stamp(before) {
+        Ok(())
+    } else {
+        Err(IndexError::Changed(path.to_owned()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tar::testing::Tar;
+
+    fn file(bytes: &[u8]) -> File {
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(bytes, 0).unwrap();
+        file
+    }
+
+    #[test]
+    fn what_is_no_file_is_refused() {
+        let refused = |path: &str| {
+            scan(&File::open(path).unwrap(), Path::new(path), &())
+                .unwrap_err()
+                .to_string()
+        };
+        assert_eq!(refused("/"), "/: is a directory, not a tar file");
+        assert_eq!(
+            refused("/dev/null"),
+            "/dev/null: is a device, not a tar file"
+        );
+    }
+
+    #[test]
+    fn the_side_blob_holds_the_data_at_its_place() {
+        let tar = Tar::new()
+            .pax(&[
+                ("GNU.sparse.size", b"9000"),
+                ("GNU.sparse.map", b"100,2,300,1"),
+            ])
+            .file("s", b"xyz")
+            .end();
+        let (tar, side) = (file(&tar), file(b""));
+        let scan = scan(&tar, Path::new("t.tar"), &()).unwrap();
+        copy_aside(&tar, &side, &scan.side).unwrap();
+        let mut got = vec![1; 12289];
+        assert_eq!(ReadAt::read_at(&side, &mut got, 0).unwrap(), 12288);
+        let mut want = vec![0; 12288];
+        want[100..102].copy_from_slice(b"xy");
+        want[300] = b'z';
+        assert_eq!(got[..12288], want);
+    }
+
+    #[test]
+    fn progress_reaches_the_end() {
+        struct Last(std::cell::Cell<(u64, u64)>);
+        impl Progress for Last {
+            fn at(&self, done: u64, total: u64) {
+                assert!(self.0.get().0 <= done && done <= total);
+                self.0.set((done, total));
+            }
+        }
+        let mut tar = Tar::new();
+        for i in 0..3000 {
+            tar = tar.file(&i.to_string(), b"");
+        }
+        let tar = tar.end();
+        let last = Last(std::cell::Cell::default());
+        let got = scan_source(&tar[..], Path::new("t.tar"), &last).unwrap();
+        assert_eq!((got.entries, got.tar_len), (3000, tar.len() as u64));
+        assert_eq!(last.0.get(), (got.tar_len, got.tar_len));
+    }
+}
