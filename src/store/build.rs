@@ -1,0 +1,236 @@
+//! Making an entry of the store, or an index where the user wants it.
+
+use std::cell::RefCell;
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use crate::erofs::reader::{Bytes, Reader};
+use crate::erofs::writer::WriteError;
+use crate::index::{self, IndexError};
+use crate::sys::map::Map;
+
+use super::image::{
+    BlobRecord, Counts, FORMAT, INDEX, ImageJson, IndexRecord, RECORD, SIDE, Source,
+};
+use super::{OnProgress, Progress, StoreError, TarFile, digest, publish};
+
+/// Makes the index of a tar in the two files; says what is in it.
+pub(super) type Builder<'b> =
+    dyn Fn(&TarFile, &Outputs<'_>, OnProgress<'_>) -> Result<Counts, StoreError> + 'b;
+
+/// Where an index goes.
+pub(super) struct Outputs<'a> {
+    /// The store, for messages; `None`: the user chose the files.
+    pub(super) store: Option<&'a Path>,
+    /// The index file, to be created.
+    pub(super) index: &'a Path,
+    /// The side blob, to be created only if one is needed.
+    pub(super) side: &'a Path,
+}
+
+/// What [`write_index`] wrote.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Built {
+    /// The index.
+    pub index: PathBuf,
+    /// Its length in bytes.
+    pub index_len: u64,
+    /// The side blob, where one was needed.
+    pub side: Option<PathBuf>,
+    /// What the image holds.
+    pub counts: Counts,
+}
+
+/// Fills the directory `temp` with an entry for `tar`.
+pub(super) fn entry(
+    store: &Path,
+    temp: &Path,
+    tar: &TarFile,
+    builder: &Builder<'_>,
+    progress: OnProgress<'_>,
+) -> Result<(), StoreError> {
+    let (index, side) = (temp.join(INDEX), temp.join(SIDE));
+    let counts = builder(
+        tar,
+        &Outputs {
+            store: Some(store),
+            index: &index,
+            side: &side,
+        },
+        progress,
+    )?;
+    tar.check()?;
+    let fail = |e| StoreError::write(store, temp, e);
+    let mut blobs = vec![BlobRecord {
+        file: None,
+        len: tar.identity.size,
+        mtime: tar.identity.mtime,
+    }];
+    match fs::metadata(&side) {
+        Ok(metadata) => blobs.push(BlobRecord {
+            file: Some(SIDE.to_owned()),
+            len: metadata.len(),
+            mtime: (metadata.mtime(), metadata.mtime_nsec()),
+        }),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+        Err(e) => return Err(fail(e)),
+    }
+    let file = File::open(&index).map_err(fail)?;
+    let record = ImageJson {
+        format: FORMAT,
+        tarnfs: env!("CARGO_PKG_VERSION").to_owned(),
+        built: SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |t| t.as_secs()),
+        source: Source {
+            path: tar.path.to_string_lossy().into_owned(),
+            identity: tar.identity,
+        },
+        counts,
+        index: IndexRecord {
+            len: file.metadata().map_err(fail)?.len(),
+            sha256: digest::file(&file, &mut |_| ()).map_err(fail)?,
+        },
+        blobs,
+    };
+    let mut json = serde_json::to_vec_pretty(&record).map_err(|e| fail(e.into()))?;
+    json.push(b'\n');
+    let mut out = create(&temp.join(RECORD)).map_err(fail)?;
+    out.write_all(&json).map_err(fail)
+}
+
+fn create(path: &Path) -> io::Result<File> {
+    File::options()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
+}
+
+/// Writes the index of the tar at `tar` to `index`, and the side blob, where one is needed, to
+/// `index` with `.side` behind its name. Either is there whole, or not at all.
+///
+/// # Errors
+/// [`StoreError`] names the file and what is wrong.
+pub fn write_index(
+    tar: &Path,
+    index: &Path,
+    progress: OnProgress<'_>,
+) -> Result<Built, StoreError> {
+    let source = TarFile::open(tar)?;
+    let suffix = format!(".tmp-{}", std::process::id());
+    let side = publish::with_suffix(index, ".side");
+    let (temp, temp_side) = (
+        publish::with_suffix(index, &suffix),
+        publish::with_suffix(&side, &suffix),
+    );
+    let fail = |e| StoreError::Io {
+        path: index.to_owned(),
+        source: e,
+    };
+    let made = build(
+        &source,
+        &Outputs {
+            store: None,
+            index: &temp,
+            side: &temp_side,
+        },
+        progress,
+    )
+    .and_then(|counts| {
+        source.check()?;
+        let has_side = temp_side.try_exists().map_err(fail)?;
+        if has_side {
+            publish::finished(&temp_side, &side).map_err(fail)?;
+        }
+        let index_len = fs::metadata(&temp).map_err(fail)?.len();
+        publish::finished(&temp, index).map_err(fail)?;
+        Ok(Built {
+            index: index.to_owned(),
+            index_len,
+            side: has_side.then_some(side),
+            counts,
+        })
+    });
+    if made.is_err() {
+        publish::remove(&temp)
+            .and_then(|()| publish::remove(&temp_side))
+            .map_err(fail)?;
+    }
+    // The name that the user knows, not the one it has until it is finished.
+    made.map_err(|error| match error {
+        StoreError::Io { path, source } if path == temp => fail(source),
+        error => error,
+    })
+}
+
+/// The [`Builder`] of this program.
+pub(super) fn build(
+    tar: &TarFile,
+    out: &Outputs<'_>,
+    progress: OnProgress<'_>,
+) -> Result<Counts, StoreError> {
+    let write = |path: &Path, source| match out.store {
+        Some(store) => StoreError::write(store, path, source),
+        None => StoreError::Io {
+            path: path.to_owned(),
+            source,
+        },
+    };
+    let index = create(out.index).map_err(|e| write(out.index, e))?;
+    let mut index = BufWriter::with_capacity(1 << 20, index);
+    let side = || create(out.side);
+    index::build(
+        &tar.file,
+        &tar.given,
+        &mut index,
+        side,
+        &Watch(RefCell::new(progress)),
+    )
+    .map_err(|error| match error {
+        IndexError::Changed(path) => StoreError::Changed { path },
+        IndexError::Write {
+            source: WriteError::Io(e),
+            ..
+        } => write(out.index, e),
+        IndexError::Side { source, .. } => write(out.side, source),
+        error => StoreError::Build(Box::new(error)),
+    })?;
+    let index = index
+        .into_inner()
+        .map_err(|e| write(out.index, e.into_error()))?;
+    counts(&index, out)
+}
+
+/// What the index that was just written says it holds.
+fn counts(index: &File, out: &Outputs<'_>) -> Result<Counts, StoreError> {
+    let fail = |source| StoreError::Io {
+        path: out.index.to_owned(),
+        source,
+    };
+    let map = Map::of(index).map_err(fail)?;
+    let footer = Reader::new(Bytes::Mapped(map))
+        .and_then(|reader| reader.footer())
+        .map_err(|e| fail(io::Error::other(e)))?
+        .ok_or_else(|| fail(io::Error::other("the index has no footer")))?;
+    Ok(Counts {
+        inodes: footer.inodes,
+        entries: footer.dirents,
+        file_bytes: footer.file_bytes,
+    })
+}
+
+/// The index's progress, as the store tells it.
+struct Watch<'a>(RefCell<OnProgress<'a>>);
+
+impl index::Progress for Watch<'_> {
+    fn at(&self, done: u64, total: u64) {
+        if let Ok(mut tell) = self.0.try_borrow_mut() {
+            tell(Progress::Indexing { done, total });
+        }
+    }
+}
