@@ -1,0 +1,272 @@
+//! The marks that an upper directory carries on disk: overlayfs' own, and the one that tarnfs
+//! adds. Their only home.
+//!
+//! overlayfs' are described in Documentation/filesystems/overlayfs.rst and read by
+//! fs/overlayfs/util.c: a whiteout is a character device 0:0 (or, as written for unprivileged
+//! nesting since Linux 6.7, an empty regular file with `overlay.whiteout` in a directory whose
+//! `overlay.opaque` is `x`); `overlay.opaque=y` hides the lower directory of that name;
+//! `overlay.redirect` names the lower directory that a renamed one goes on with;
+//! `overlay.impure=y` says that a directory holds entries that came from the lower.
+//! Ours: `tarnfs.ino` keeps the inode number that a file had before it was copied up;
+//! `tarnfs.null-device` says that a character device is 0:0 to those inside the mount
+//! ([`NULL_DEVICE`]).
+//!
+//! An unreadable mark is an error, never "not there".
+
+use std::os::fd::BorrowedFd;
+
+use rustix::io::{Errno, Result};
+
+use crate::inode::Kind;
+use crate::sys::fs::{self, Stat};
+
+/// The namespace that the marks live in: `trusted.` needs `CAP_SYS_ADMIN` in the first user
+/// namespace, `user.` is overlayfs' `userxattr` mount option.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Namespace {
+    /// `trusted.overlay.*`, `trusted.tarnfs.*`
+    Trusted,
+    /// `user.overlay.*`, `user.tarnfs.*`
+    User,
+}
+
+/// Where an upper directory's lower part is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Redirect {
+    /// The directory called so in the lower part of the parent.
+    Sibling(Vec<u8>),
+    /// The directory at this path from the lower root; no leading slash, components joined by `/`.
+    Absolute(Vec<u8>),
+}
+
+/// What a directory's `overlay.opaque` says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Opaque {
+    /// It merges with the lower directory.
+    No,
+    /// It hides the lower directory.
+    Yes,
+    /// It merges, and may hold whiteouts of the regular-file kind.
+    XWhiteouts,
+}
+
+/// Tells one index from another: numbers of inodes mean nothing in the next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ImageId(pub u64);
+
+/// A number of an inode with the index that it belongs to, as it is kept on disk.
+pub(super) fn number(ino: u64, image: ImageId) -> String {
+    format!("{ino}.{:016x}", image.0)
+}
+
+/// Reads [`number`].
+pub(super) fn parse_number(bytes: &[u8]) -> Option<(u64, ImageId)> {
+    let (ino, image) = std::str::from_utf8(bytes).ok()?.split_once('.')?;
+    let image = u64::from_str_radix(image, 16).ok()?;
+    Some((ino.parse().ok()?, ImageId(image)))
+}
+
+const INO: &str = "tarnfs.ino";
+const OPAQUE: &str = "overlay.opaque";
+const REDIRECT: &str = "overlay.redirect";
+const IMPURE: &str = "overlay.impure";
+const WHITEOUT: &str = "overlay.whiteout";
+const NULL: &str = "tarnfs.null-device";
+
+/// The device number (makedev(3)), 0:1, that a character device 0:0 has in the upper, where it would be a
+/// whiteout as itself. No driver answers to either: open(2) says ENXIO. overlayfs refuses to make
+/// such a device (`fs/overlayfs/dir.c:ovl_mknod()`).
+pub const NULL_DEVICE: u64 = 1;
+
+impl Namespace {
+    fn key(self, mark: &str) -> Vec<u8> {
+        [self.prefix(), mark.as_bytes()].concat()
+    }
+
+    fn prefix(self) -> &'static [u8] {
+        match self {
+            Self::Trusted => b"trusted.",
+            Self::User => b"user.",
+        }
+    }
+
+    /// Whether an attribute's name is one of the marks, which the mount does not show.
+    #[must_use]
+    pub fn hides(self, name: &[u8]) -> bool {
+        name.strip_prefix(self.prefix())
+            .is_some_and(|rest| rest.starts_with(b"overlay.") || rest.starts_with(b"tarnfs."))
+    }
+
+    /// Whether a directory hides the lower one (`fs/overlayfs/util.c:ovl_get_opaquedir_val()`).
+    ///
+    /// # Errors
+    /// getxattr(2)'s.
+    pub fn opaque(self, dir: BorrowedFd<'_>) -> Result<Opaque> {
+        Ok(match fs::getxattr(dir, &self.key(OPAQUE))?.as_deref() {
+            Some(b"y") => Opaque::Yes,
+            Some(b"x") => Opaque::XWhiteouts,
+            _ => Opaque::No,
+        })
+    }
+
+    /// Makes a directory hide the lower one.
+    ///
+    /// # Errors
+    /// setxattr(2)'s.
+    pub fn set_opaque(self, dir: BorrowedFd<'_>) -> Result<()> {
+        fs::setxattr(dir, &self.key(OPAQUE), b"y", 0)
+    }
+
+    /// Where a directory's lower part is, if not under its own name
+    /// (`fs/overlayfs/namei.c:ovl_check_redirect()`).
+    ///
+    /// # Errors
+    /// getxattr(2)'s; EIO for a value that names nothing.
+    pub fn redirect(self, dir: BorrowedFd<'_>) -> Result<Option<Redirect>> {
+        let Some(value) = fs::getxattr(dir, &self.key(REDIRECT))? else {
+            return Ok(None);
+        };
+        if value.contains(&0) {
+            return Err(Errno::IO);
+        }
+        let redirect = match value.strip_prefix(b"/") {
+            Some(path) => Redirect::Absolute(path.to_vec()),
+            None if value.is_empty() || value.contains(&b'/') => return Err(Errno::IO),
+            None => Redirect::Sibling(value),
+        };
+        Ok(Some(redirect))
+    }
+
+    /// Notes where a directory's lower part is.
+    ///
+    /// # Errors
+    /// setxattr(2)'s.
+    pub fn set_redirect(self, dir: BorrowedFd<'_>, redirect: &Redirect) -> Result<()> {
+        let value = match redirect {
+            Redirect::Sibling(name) => name.clone(),
+            Redirect::Absolute(path) => [b"/", path.as_slice()].concat(),
+        };
+        fs::setxattr(dir, &self.key(REDIRECT), &value, 0)
+    }
+
+    /// Whether a directory may hold entries that came from the lower.
+    ///
+    /// # Errors
+    /// getxattr(2)'s.
+    pub fn impure(self, dir: BorrowedFd<'_>) -> Result<bool> {
+        Ok(fs::getxattr(dir, &self.key(IMPURE))?.is_some())
+    }
+
+    /// Notes that a directory holds entries that came from the lower.
+    ///
+    /// # Errors
+    /// setxattr(2)'s.
+    pub fn set_impure(self, dir: BorrowedFd<'_>) -> Result<()> {
+        fs::setxattr(dir, &self.key(IMPURE), b"y", 0)
+    }
+
+    /// The inode number that a copied-up file keeps; `None` for one of another image's index.
+    ///
+    /// # Errors
+    /// getxattr(2)'s; EIO for a value that is no number.
+    pub fn ino(self, file: BorrowedFd<'_>, image: ImageId) -> Result<Option<u64>> {
+        let Some(value) = fs::getxattr(file, &self.key(INO))? else {
+            return Ok(None);
+        };
+        let (ino, of) = parse_number(&value).ok_or(Errno::IO)?;
+        Ok((of == image).then_some(ino))
+    }
+
+    /// Notes the inode number that a copied-up file keeps. `user.` attributes exist on regular
+    /// files and directories only (xattr(7)); other types then lose it, which the caller accepts.
+    ///
+    /// # Errors
+    /// setxattr(2)'s.
+    pub fn set_ino(self, file: BorrowedFd<'_>, kind: Kind, ino: u64, image: ImageId) -> Result<()> {
+        match fs::setxattr(file, &self.key(INO), number(ino, image).as_bytes(), 0) {
+            Err(Errno::PERM) if self == Self::User && !matches!(kind, Kind::File | Kind::Dir) => {
+                Ok(())
+            }
+            other => other,
+        }
+    }
+
+    /// Whether a character device with the number [`NULL_DEVICE`] stands for 0:0.
+    ///
+    /// # Errors
+    /// getxattr(2)'s.
+    pub fn is_null_device(self, file: BorrowedFd<'_>) -> Result<bool> {
+        Ok(fs::getxattr(file, &self.key(NULL))?.is_some())
+    }
+
+    /// Makes a character device with the number [`NULL_DEVICE`] stand for 0:0.
+    ///
+    /// # Errors
+    /// setxattr(2)'s; EPERM in the `user.` namespace, which devices do not have (xattr(7)).
+    pub fn set_null_device(self, file: BorrowedFd<'_>) -> Result<()> {
+        fs::setxattr(file, &self.key(NULL), b"y", 0)
+    }
+
+    /// Whether `name` in `dir` is a whiteout (`fs/overlayfs/util.c:ovl_path_is_whiteout()`).
+    ///
+    /// # Errors
+    /// open(2)'s and getxattr(2)'s.
+    pub fn is_whiteout(
+        self,
+        dir: BorrowedFd<'_>,
+        name: &[u8],
+        stat: &Stat,
+        opaque: Opaque,
+    ) -> Result<bool> {
+        if is_whiteout_device(stat) {
+            return Ok(true);
+        }
+        if opaque != Opaque::XWhiteouts || stat.attr.kind != Kind::File || stat.attr.size != 0 {
+            return Ok(false);
+        }
+        let file = fs::open(dir, name, rustix::fs::OFlags::PATH, 0)?;
+        Ok(fs::getxattr(std::os::fd::AsFd::as_fd(&file), &self.key(WHITEOUT))?.is_some())
+    }
+}
+
+/// Whether a file is the character device 0:0.
+#[must_use]
+pub fn is_whiteout_device(stat: &Stat) -> bool {
+    stat.attr.kind == Kind::Char && stat.attr.rdev == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_read_as_they_are_written() {
+        let image = ImageId(0xfeed_0000_0000_0001);
+        assert_eq!(
+            parse_number(number(77, image).as_bytes()),
+            Some((77, image))
+        );
+        for bad in [
+            &b""[..],
+            b"7",
+            b"7.",
+            b".7",
+            b"x.1",
+            b"7.x",
+            b"-1.1",
+            b"7.11111111111111111",
+        ] {
+            assert_eq!(parse_number(bad), None, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn hides_its_own_namespace_only() {
+        assert!(Namespace::Trusted.hides(b"trusted.overlay.opaque"));
+        assert!(Namespace::Trusted.hides(b"trusted.tarnfs.ino"));
+        assert!(!Namespace::Trusted.hides(b"user.overlay.opaque"));
+        assert!(!Namespace::Trusted.hides(b"trusted.overlayer"));
+        assert!(Namespace::User.hides(b"user.tarnfs.ino"));
+        assert!(!Namespace::User.hides(b"trusted.tarnfs.ino"));
+    }
+}

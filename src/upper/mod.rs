@@ -1,0 +1,281 @@
+//! The upper directory: an actor's writes, in overlayfs' own on-disk format.
+//!
+//! [`Upper`] owns the descriptors of the upper and the work directory and the lock on both; the
+//! marks on disk have their home in [`markers`], the making and publishing of new entries in
+//! [`work`]. It knows nothing of the lower.
+//!
+//! Invariants: one mount at a time uses an upper (flock on both directories); everything in
+//! `work/work` is rubbish once no mount uses it; an entry appears in the upper complete, by one
+//! rename or one creating system call.
+//!
+//! It never follows a symbolic link and never leaves its two directories.
+
+pub mod acl;
+pub mod markers;
+pub mod work;
+
+use std::fs::DirBuilder;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU64;
+
+use rustix::fs::{FlockOperation, OFlags};
+use rustix::io::Errno;
+
+use crate::sys::fs;
+use markers::Namespace;
+
+/// Why an upper directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum UpperError {
+    /// A directory could not be opened or prepared.
+    #[error("{path}: {doing}: {source}")]
+    Io {
+        /// The directory.
+        path: PathBuf,
+        /// What was being done.
+        doing: &'static str,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// Another mount uses it.
+    #[error("{0}: in use by another mount; unmount that one first or give another directory")]
+    Busy(PathBuf),
+    /// Upper and work lie on different filesystems: rename(2) could not publish.
+    #[error("{upper} and {work}: upper and work must lie on one filesystem (one mount)")]
+    OtherFilesystem {
+        /// The upper directory.
+        upper: PathBuf,
+        /// The work directory.
+        work: PathBuf,
+    },
+    /// One of the two holds the other, or both are one.
+    #[error("{upper} and {work}: upper and work must be two directories, neither inside the other")]
+    Nested {
+        /// The upper directory.
+        upper: PathBuf,
+        /// The work directory.
+        work: PathBuf,
+    },
+    /// The filesystem lacks what the format needs.
+    #[error("{path}: this filesystem cannot hold an upper: {what}")]
+    Unfit {
+        /// The upper directory.
+        path: PathBuf,
+        /// What it lacks.
+        what: &'static str,
+    },
+}
+
+/// An upper and a work directory, opened and locked.
+#[derive(Debug)]
+pub struct Upper {
+    root: OwnedFd,
+    work: OwnedFd,
+    /// The directory given as `work`; holds the lock and [`Self::work`].
+    workdir: OwnedFd,
+    namespace: Namespace,
+    /// The caller's IDs that need no chown: those that the server itself creates files with.
+    ids: (u32, u32),
+    next_temp: AtomicU64,
+}
+
+impl Upper {
+    /// Opens, checks and locks the two directories, and clears what a killed mount left in work.
+    ///
+    /// `upper` must exist; `work` is made if it does not. Their paths may be of any kind the
+    /// caller trusts (`/proc/self/fd/N` too).
+    ///
+    /// # Errors
+    /// [`UpperError`], each naming the directory.
+    pub fn open(upper: &Path, work: &Path) -> Result<Self, UpperError> {
+        // Nobody else has business in it, and a server has no umask: what is planted in work/work
+        // would be published.
+        let made = match DirBuilder::new().mode(0o700).create(work) {
+            Ok(()) => true,
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => false,
+            Err(error) => return Err(io_error(work, "making the work directory", error)),
+        };
+        let opened = Self::open_both(upper, work);
+        if made && opened.is_err() {
+            // The error says more than what may come of this.
+            std::fs::remove_dir(work).ok();
+        }
+        opened
+    }
+
+    fn open_both(upper: &Path, work: &Path) -> Result<Self, UpperError> {
+        let root = open_dir(upper)?;
+        let workdir = open_dir(work)?;
+        check_pair(upper, root.as_fd(), work, workdir.as_fd())?;
+        lock(upper, root.as_fd())?;
+        lock(work, workdir.as_fd())?;
+        let failed = |doing| move |errno: Errno| io_error(work, doing, errno.into());
+        // As kernel overlayfs names it (fs/overlayfs/super.c:ovlworkdir_create()), so that
+        // either engine clears the other's leftovers.
+        work::remove_tree(workdir.as_fd(), b"work").map_err(failed("clearing leftovers"))?;
+        fs::mkdir(workdir.as_fd(), b"work", 0o700).map_err(failed("making work/"))?;
+        let work_fd = fs::open(
+            workdir.as_fd(),
+            b"work",
+            OFlags::PATH | OFlags::DIRECTORY,
+            0,
+        )
+        .map_err(failed("opening work/"))?;
+        let namespace = probe(upper, work_fd.as_fd())?;
+        let ids = (
+            rustix::process::geteuid().as_raw(),
+            rustix::process::getegid().as_raw(),
+        );
+        let upper = Self {
+            root,
+            work: work_fd,
+            workdir,
+            namespace,
+            ids,
+            next_temp: AtomicU64::new(0),
+        };
+        upper
+            .check_whiteout()
+            .map_err(failed("checking work/whiteout"))?;
+        Ok(upper)
+    }
+
+    /// The upper's root directory.
+    #[must_use]
+    pub fn root(&self) -> BorrowedFd<'_> {
+        self.root.as_fd()
+    }
+
+    /// The namespace of the marks.
+    #[must_use]
+    pub fn marks(&self) -> Namespace {
+        self.namespace
+    }
+
+    /// The user and group that new files belong to by themselves.
+    #[must_use]
+    pub fn ids(&self) -> (u32, u32) {
+        self.ids
+    }
+
+    /// Whether files are shown and made without privilege: marks in `user.`.
+    #[must_use]
+    pub fn unprivileged(&self) -> bool {
+        self.namespace == Namespace::User
+    }
+}
+
+fn io_error(path: &Path, doing: &'static str, source: std::io::Error) -> UpperError {
+    UpperError::Io {
+        path: path.into(),
+        doing,
+        source,
+    }
+}
+
+fn open_dir(path: &Path) -> Result<OwnedFd, UpperError> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::open(path, flags, rustix::fs::Mode::empty())
+        .map_err(|errno| io_error(path, "opening the directory", errno.into()))
+}
+
+fn lock(path: &Path, fd: BorrowedFd<'_>) -> Result<(), UpperError> {
+    match rustix::fs::flock(fd, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(()),
+        Err(Errno::WOULDBLOCK) => Err(UpperError::Busy(path.into())),
+        Err(errno) => Err(io_error(path, "locking", errno.into())),
+    }
+}
+
+fn check_pair(
+    upper: &Path,
+    upper_fd: BorrowedFd<'_>,
+    work: &Path,
+    work_fd: BorrowedFd<'_>,
+) -> Result<(), UpperError> {
+    let stat = |path: &Path, fd: BorrowedFd<'_>| {
+        fs::fstat(fd).map_err(|errno| io_error(path, "reading its attributes", errno.into()))
+    };
+    let (u, w) = (stat(upper, upper_fd)?, stat(work, work_fd)?);
+    if u.dev != w.dev {
+        return Err(UpperError::OtherFilesystem {
+            upper: upper.into(),
+            work: work.into(),
+        });
+    }
+    let inside = |path: &Path, from: BorrowedFd<'_>, of: u64| -> Result<bool, UpperError> {
+        let mut here = stat(path, from)?;
+        let mut fd = None;
+        loop {
+            if here.attr.ino == of && here.dev == u.dev {
+                return Ok(true);
+            }
+            let at = fd.as_ref().map_or(from, |fd: &OwnedFd| fd.as_fd());
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            let up = rustix::fs::openat(at, c"..", flags, rustix::fs::Mode::empty())
+                .map_err(|errno| io_error(path, "walking up", errno.into()))?;
+            let above = stat(path, up.as_fd())?;
+            if (above.attr.ino, above.dev) == (here.attr.ino, here.dev) {
+                return Ok(false);
+            }
+            here = above;
+            fd = Some(up);
+        }
+    };
+    if inside(upper, upper_fd, w.attr.ino)? || inside(work, work_fd, u.attr.ino)? {
+        return Err(UpperError::Nested {
+            upper: upper.into(),
+            work: work.into(),
+        });
+    }
+    Ok(())
+}
+
+/// Finds the namespace in which marks can be set, and refuses filesystems that cannot hold them.
+fn probe(upper: &Path, work: BorrowedFd<'_>) -> Result<Namespace, UpperError> {
+    let failed = |doing| move |errno: Errno| io_error(upper, doing, errno.into());
+    let unfit = |what| UpperError::Unfit {
+        path: upper.into(),
+        what,
+    };
+    // On work/ itself, where the mark means nothing: a full filesystem can still be mounted.
+    let namespace = match Namespace::Trusted.set_opaque(work) {
+        Ok(()) => Namespace::Trusted,
+        Err(Errno::PERM | Errno::OPNOTSUPP) => match Namespace::User.set_opaque(work) {
+            Ok(()) => Namespace::User,
+            Err(Errno::OPNOTSUPP) => return Err(unfit("it has no extended attributes")),
+            Err(errno) => return Err(io_error(upper, "setting an attribute", errno.into())),
+        },
+        Err(errno) => return Err(io_error(upper, "setting an attribute", errno.into())),
+    };
+    match fs::mknod(work, b"whiteout", crate::inode::Kind::Char, 0, 0) {
+        Ok(()) => {}
+        // No room to try: what is missing, the operation that needs it will say.
+        Err(Errno::NOSPC | Errno::DQUOT) => return Ok(namespace),
+        Err(_) => {
+            return Err(unfit(
+                "whiteouts (character devices 0:0) cannot be made here",
+            ));
+        }
+    }
+    match fs::mkdir(work, b"probe", 0o700) {
+        Err(Errno::NOSPC | Errno::DQUOT) => {
+            fs::unlink(work, b"whiteout").map_err(failed("probing"))?;
+            return Ok(namespace);
+        }
+        other => other.map_err(failed("probing"))?,
+    }
+    let exchange = rustix::fs::RenameFlags::EXCHANGE;
+    if fs::rename(work, b"probe", work, b"whiteout", exchange).is_err() {
+        return Err(unfit("it has no RENAME_EXCHANGE"));
+    }
+    fs::unlink(work, b"probe").map_err(failed("probing"))?;
+    fs::rmdir(work, b"whiteout").map_err(failed("probing"))?;
+    Ok(namespace)
+}
+
+#[cfg(test)]
+mod tests;

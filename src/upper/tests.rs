@@ -1,0 +1,261 @@
+//! Tests of the upper directory.
+
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, symlink};
+use std::path::Path;
+
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+
+use super::markers::{ImageId, Opaque, Redirect, is_whiteout_device};
+use super::work::{Blank, remove_tree};
+use super::{Upper, UpperError};
+use crate::inode::Kind;
+use crate::sys::fs;
+
+fn open(dir: &Path) -> Upper {
+    match std::fs::create_dir(dir.join("upper")) {
+        Ok(()) => {}
+        Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::AlreadyExists),
+    }
+    Upper::open(&dir.join("upper"), &dir.join("work")).unwrap()
+}
+
+fn work_is_empty(dir: &Path) -> bool {
+    std::fs::read_dir(dir.join("work/work"))
+        .unwrap()
+        .next()
+        .is_none()
+}
+
+#[test]
+fn regression_work_is_closed_to_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let _upper = open(dir.path());
+    for work in ["work", "work/work"] {
+        let mode = std::fs::metadata(dir.path().join(work)).unwrap().mode();
+        assert_eq!(mode & 0o7777, 0o700, "{work}");
+    }
+}
+
+#[test]
+fn an_entry_appears_by_one_rename_or_not_at_all() {
+    let dir = tempfile::tempdir().unwrap();
+    let upper = open(dir.path());
+    drop(upper.temp(Blank::File).unwrap());
+    drop(upper.temp(Blank::Dir).unwrap());
+    drop(upper.temp(Blank::Symlink(b"somewhere")).unwrap());
+    assert!(work_is_empty(dir.path()));
+    upper
+        .temp(Blank::File)
+        .unwrap()
+        .publish(upper.root(), b"f")
+        .unwrap();
+    let taken = upper.temp(Blank::Dir).unwrap().publish(upper.root(), b"f");
+    assert_eq!(taken.unwrap_err(), Errno::EXIST);
+    upper
+        .temp(Blank::Symlink(b"s"))
+        .unwrap()
+        .replace(upper.root(), b"f")
+        .unwrap();
+    assert!(dir.path().join("upper/f").is_symlink());
+    upper
+        .temp(Blank::Dir)
+        .unwrap()
+        .exchange(upper.root(), b"f")
+        .unwrap();
+    assert!(dir.path().join("upper/f").is_dir());
+    upper.discard(upper.root(), b"f").unwrap();
+    assert!(!dir.path().join("upper/f").exists());
+    let orphan = upper.temp(Blank::File).unwrap().orphan().unwrap();
+    assert_eq!(fs::fstat(orphan.as_fd()).unwrap().attr.nlink, 0);
+    assert!(work_is_empty(dir.path()));
+}
+
+#[test]
+fn marks_are_read_as_they_were_set() {
+    let dir = tempfile::tempdir().unwrap();
+    let upper = open(dir.path());
+    let marks = upper.marks();
+    let made = upper.temp(Blank::Dir).unwrap();
+    let fd = made.fd();
+    assert_eq!(marks.opaque(fd), Ok(Opaque::No));
+    assert_eq!(
+        (
+            marks.redirect(fd),
+            marks.impure(fd),
+            marks.ino(fd, ImageId(5))
+        ),
+        (Ok(None), Ok(false), Ok(None))
+    );
+    marks.set_opaque(fd).unwrap();
+    marks.set_impure(fd).unwrap();
+    marks.set_ino(fd, Kind::Dir, 77, ImageId(5)).unwrap();
+    assert_eq!(
+        (
+            marks.opaque(fd),
+            marks.impure(fd),
+            marks.ino(fd, ImageId(5))
+        ),
+        (Ok(Opaque::Yes), Ok(true), Ok(Some(77)))
+    );
+    for redirect in [
+        Redirect::Sibling(b"old".to_vec()),
+        Redirect::Absolute(b"a/b".to_vec()),
+    ] {
+        marks.set_redirect(fd, &redirect).unwrap();
+        assert_eq!(marks.redirect(fd), Ok(Some(redirect)));
+    }
+}
+
+#[test]
+fn an_unreadable_mark_is_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let upper = open(dir.path());
+    let made = upper.temp(Blank::Dir).unwrap();
+    let space = if upper.unprivileged() {
+        "user"
+    } else {
+        "trusted"
+    };
+    let set = |key: &str, value: &[u8]| {
+        fs::setxattr(made.fd(), format!("{space}.{key}").as_bytes(), value, 0).unwrap();
+    };
+    for bad in [&b""[..], b"a/b", b"a\0b"] {
+        set("overlay.redirect", bad);
+        assert_eq!(upper.marks().redirect(made.fd()), Err(Errno::IO), "{bad:?}");
+    }
+    for bad in [&b""[..], b"-1", b"x", b"\xff", b"99999999999999999999"] {
+        set("tarnfs.ino", bad);
+        assert_eq!(
+            upper.marks().ino(made.fd(), ImageId(5)),
+            Err(Errno::IO),
+            "{bad:?}"
+        );
+    }
+}
+
+#[test]
+fn both_kinds_of_whiteout_are_known() {
+    let dir = tempfile::tempdir().unwrap();
+    let upper = open(dir.path());
+    let marks = upper.marks();
+    upper.whiteout(upper.root(), b"device").unwrap();
+    let stat = fs::stat(upper.root(), b"device").unwrap();
+    assert!(is_whiteout_device(&stat));
+    assert_eq!(
+        marks.is_whiteout(upper.root(), b"device", &stat, Opaque::No),
+        Ok(true)
+    );
+    let meta = std::fs::symlink_metadata(dir.path().join("upper/device")).unwrap();
+    assert!(meta.file_type().is_char_device() && meta.rdev() == 0);
+    let made = upper.temp(Blank::File).unwrap();
+    let space = if upper.unprivileged() {
+        "user"
+    } else {
+        "trusted"
+    };
+    fs::setxattr(
+        made.fd(),
+        format!("{space}.overlay.whiteout").as_bytes(),
+        b"y",
+        0,
+    )
+    .unwrap();
+    made.publish(upper.root(), b"file").unwrap();
+    let stat = fs::stat(upper.root(), b"file").unwrap();
+    assert_eq!(
+        marks.is_whiteout(upper.root(), b"file", &stat, Opaque::No),
+        Ok(false)
+    );
+    assert_eq!(
+        marks.is_whiteout(upper.root(), b"file", &stat, Opaque::XWhiteouts),
+        Ok(true)
+    );
+}
+
+#[test]
+fn leftovers_of_a_killed_mount_are_cleared() {
+    let dir = tempfile::tempdir().unwrap();
+    let work = dir.path().join("work/work");
+    std::fs::create_dir_all(work.join("#3/deep/deeper")).unwrap();
+    std::fs::write(work.join("#3/deep/file"), b"").unwrap();
+    std::fs::write(dir.path().join("outside"), b"kept").unwrap();
+    symlink(dir.path().join("outside"), work.join("#4")).unwrap();
+    symlink(dir.path(), work.join("#3/up")).unwrap();
+    drop(open(dir.path()));
+    assert!(work_is_empty(dir.path()));
+    assert_eq!(std::fs::read(dir.path().join("outside")).unwrap(), b"kept");
+}
+
+#[test]
+fn removal_copes_with_any_depth_and_with_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = std::fs::File::open(dir.path()).unwrap();
+    remove_tree(root.as_fd(), b"nothing").unwrap();
+    let mut at: std::os::fd::OwnedFd = root.try_clone().unwrap().into();
+    for _ in 0..3_000 {
+        fs::mkdir(at.as_fd(), b"d", 0o700).unwrap();
+        at = fs::open(at.as_fd(), b"d", OFlags::PATH | OFlags::DIRECTORY, 0).unwrap();
+    }
+    drop(at);
+    remove_tree(root.as_fd(), b"d").unwrap();
+    assert!(!dir.path().join("d").exists());
+}
+
+#[test]
+fn a_planted_symbolic_link_is_not_followed() {
+    let dir = tempfile::tempdir().unwrap();
+    let upper = open(dir.path());
+    symlink("/", dir.path().join("upper/out")).unwrap();
+    for path in [&b"out"[..], b"out/etc", b"..", b"../work", b"/etc"] {
+        let opened = fs::open(upper.root(), path, OFlags::RDONLY | OFlags::DIRECTORY, 0);
+        assert!(
+            matches!(opened, Err(Errno::LOOP | Errno::XDEV | Errno::NOTDIR)),
+            "{:?}: {opened:?}",
+            String::from_utf8_lossy(path)
+        );
+    }
+}
+
+#[test]
+fn what_is_no_directory_is_refused_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("file"), b"").unwrap();
+    let open = |upper: &str, work: &str| {
+        Upper::open(&dir.path().join(upper), &dir.path().join(work)).unwrap_err()
+    };
+    let error = open("file", "work");
+    assert!(
+        matches!(error, UpperError::Io { .. }) && error.to_string().contains("file"),
+        "{error}"
+    );
+    std::fs::create_dir(dir.path().join("upper")).unwrap();
+    assert!(open("upper", "file").to_string().contains("file"));
+    assert!(open("upper", "none/work").to_string().contains("none/work"));
+}
+
+#[test]
+fn whiteouts_share_one_inode() {
+    use std::os::unix::fs::MetadataExt;
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("upper")).unwrap();
+    std::fs::create_dir_all(dir.path().join("work/whiteout/no")).unwrap();
+    let ino = |name: &str| {
+        let meta = std::fs::symlink_metadata(dir.path().join("upper").join(name)).unwrap();
+        assert_eq!(meta.rdev(), 0, "{name}");
+        meta.ino()
+    };
+    {
+        let upper = open(dir.path());
+        upper.whiteout(upper.root(), b"one").unwrap();
+        std::fs::write(dir.path().join("upper/two"), "").unwrap();
+        upper.replace_by_whiteout(upper.root(), b"two").unwrap();
+        assert_eq!(ino("one"), ino("two"));
+        let taken = upper.whiteout(upper.root(), b"two").unwrap_err();
+        assert_eq!(taken, rustix::io::Errno::EXIST);
+    }
+    let upper = open(dir.path());
+    upper.whiteout(upper.root(), b"three").unwrap();
+    assert_eq!(ino("one"), ino("three"));
+}
