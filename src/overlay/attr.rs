@@ -1,0 +1,302 @@
+//! Attributes: getattr, setattr, readlink, statfs.
+
+use std::collections::HashSet;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+
+use super::error::{Doing, refuse};
+use super::lookup::Origin;
+use super::node::{Node, Place, lock};
+use super::room::Orphan;
+use super::{Handle, Ino, Overlay, ROOT_INO, Result, SetAttr, StatFs, Target};
+use crate::inode::{Attr, Kind};
+use crate::lower::Nid;
+use crate::sys::fs::{self, Stat};
+use crate::upper::markers::NULL_DEVICE;
+
+impl Overlay {
+    /// The attributes of an inode.
+    ///
+    /// # Errors
+    /// ESTALE for a number that leads nowhere; EIO.
+    pub fn getattr(&self, ino: Ino, handle: Option<Handle>) -> Result<Attr> {
+        match self.target(ino) {
+            Ok(target) => self.attr_of(&target),
+            // A forgotten inode that is still open.
+            Err(error) => match handle.and_then(|handle| self.file(handle).ok()) {
+                Some(file) => self.file_attr(&file),
+                None => Err(error),
+            },
+        }
+    }
+
+    /// Changes attributes and answers the new ones.
+    ///
+    /// # Errors
+    /// EROFS on a read-only mount; else what chmod(2), chown(2), truncate(2), utimensat(2) give.
+    pub fn setattr(&self, ino: Ino, handle: Option<Handle>, set: &SetAttr) -> Result<Attr> {
+        self.with_room(|| self.set(ino, handle, set))
+    }
+
+    fn set(&self, ino: Ino, handle: Option<Handle>, set: &SetAttr) -> Result<Attr> {
+        self.writable()?;
+        let node = match (self.target(ino)?, set.size) {
+            (Target::Upper(node), _) => node,
+            // Of a file that is about to be cut, the rest needs no copying.
+            (Target::Lower(nid), Some(size)) => self.copy_up_cut(nid, size)?,
+            (Target::Lower(nid), None) => self.copy_up(nid)?,
+        };
+        if let Some(size) = set.size {
+            self.truncate(&node, handle, size)?;
+        }
+        let only_size = SetAttr {
+            size: set.size,
+            ..SetAttr::default()
+        };
+        if *set != only_size {
+            self.with_fd(&node, |fd| self.set_inode(fd, &node, set))?;
+        }
+        self.node_attr(&node)
+    }
+
+    fn truncate(&self, node: &Arc<Node>, handle: Option<Handle>, size: u64) -> Result<()> {
+        if node.kind == Kind::Dir {
+            return refuse(Errno::ISDIR);
+        }
+        // Through the caller's own descriptor where it can: it may have been opened while the
+        // mode allowed it.
+        let own = handle.and_then(|handle| self.file(handle).ok());
+        if let Some(fd) = own.and_then(|file| file.writable()) {
+            return fs::truncate(fd.as_fd(), size).doing("truncating");
+        }
+        let fd = self.open_node(node, OFlags::WRONLY)?;
+        fs::truncate(fd.as_fd(), size).doing("truncating")
+    }
+
+    fn set_inode(&self, fd: BorrowedFd<'_>, node: &Arc<Node>, set: &SetAttr) -> Result<()> {
+        if set.uid.is_some() || set.gid.is_some() {
+            let before = fs::fstat(fd).doing("reading attributes")?.attr;
+            let (uid, gid) = (set.uid, set.gid);
+            fs::chown(fd, uid, gid).doing("changing the owner")?;
+            // chown(2) clears set-user-ID by itself; the kernel above has already decided what
+            // is to stay and says so in `perm` (fs/fuse/dir.c:fuse_setattr()).
+            if set.perm.is_none() && node.kind == Kind::File {
+                fs::chmod(fd, before.perm).doing("changing the mode")?;
+            }
+        }
+        if let Some(perm) = set.perm {
+            if node.kind == Kind::Symlink {
+                return refuse(Errno::OPNOTSUPP);
+            }
+            fs::chmod(fd, perm).doing("changing the mode")?;
+        }
+        if set.atime.is_some() || set.mtime.is_some() {
+            fs::utimens(fd, set.atime, set.mtime).doing("setting times")?;
+        }
+        Ok(())
+    }
+
+    /// Target of a symbolic link.
+    ///
+    /// # Errors
+    /// EINVAL for another type; ESTALE, EIO.
+    pub fn readlink(&self, ino: Ino) -> Result<Vec<u8>> {
+        match self.target(ino)? {
+            Target::Lower(nid) => Ok(self.lower.readlink(nid)?),
+            Target::Upper(node) => {
+                self.with_fd(&node, |fd| fs::readlink(fd, b"").doing("reading a link"))
+            }
+        }
+    }
+
+    /// What statvfs(3) tells: of the upper's filesystem; of a full one without an upper.
+    ///
+    /// # Errors
+    /// fstatvfs(3)'s.
+    pub fn statfs(&self) -> Result<StatFs> {
+        let Some(upper) = &self.upper else {
+            return Ok(StatFs {
+                blocks: 0,
+                bfree: 0,
+                bavail: 0,
+                files: 0,
+                ffree: 0,
+                bsize: 4096,
+                frsize: 4096,
+                namelen: 255,
+            });
+        };
+        let s = rustix::fs::fstatvfs(upper.root()).doing("reading filesystem statistics")?;
+        let small = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
+        Ok(StatFs {
+            blocks: s.f_blocks,
+            bfree: s.f_bfree,
+            bavail: s.f_bavail,
+            files: s.f_files,
+            ffree: s.f_ffree,
+            bsize: small(s.f_bsize),
+            frsize: small(s.f_frsize),
+            namelen: 255,
+        })
+    }
+
+    pub(super) fn lower_attr(&self, nid: Nid) -> Result<Attr> {
+        let mut attr = self.lower.attr(nid)?;
+        attr.ino = self.lower_ino(nid).0;
+        if attr.kind != Kind::Dir && (attr.nlink > 1 || !self.removed.is_empty()) {
+            attr.nlink = self.lower_nlink(nid, attr.nlink)?;
+        }
+        if let Some((uid, gid)) = self.options.squash {
+            (attr.uid, attr.gid) = (uid, gid);
+        }
+        Ok(attr)
+    }
+
+    pub(super) fn node_attr(&self, node: &Arc<Node>) -> Result<Attr> {
+        let mut attr = self.node_stat(node)?.attr;
+        attr.ino = node.ino.0;
+        if node.kind == Kind::Char && attr.rdev == NULL_DEVICE {
+            let marks = self.marks()?;
+            if self.with_fd(node, |fd| marks.is_null_device(fd).doing("reading a mark"))? {
+                attr.rdev = 0;
+            }
+        }
+        if node.kind == Kind::Dir && node.lower_part().is_some() {
+            attr.nlink = self.merged_nlink(node)?;
+        }
+        Ok(attr)
+    }
+
+    /// The upper's own attributes of an inode.
+    pub(super) fn node_stat(&self, node: &Arc<Node>) -> Result<Stat> {
+        if let Some(fd) = node.dir.fd() {
+            return fs::fstat(fd.as_fd()).doing("reading attributes");
+        }
+        self.at_name(
+            node,
+            |dir, name| fs::stat(dir, name).doing("reading attributes"),
+            |fd| fs::fstat(fd.as_fd()).doing("reading attributes"),
+        )
+    }
+
+    /// Runs `named` with the directory and name of an upper inode, or `orphan` with the
+    /// descriptor of one that has no name left. Its name does not change meanwhile.
+    fn at_name<T>(
+        &self,
+        node: &Arc<Node>,
+        named: impl FnOnce(BorrowedFd<'_>, &[u8]) -> Result<T>,
+        orphan: impl FnOnce(&Arc<OwnedFd>) -> Result<T>,
+    ) -> Result<T> {
+        match &*node.place() {
+            Place::Upper {
+                links, orphan: fd, ..
+            } => match (links.first(), fd.as_ref().and_then(Orphan::fd)) {
+                (Some(link), _) => {
+                    let dir = self.dir_fd(&link.parent)?;
+                    named(dir.as_fd(), link.name.as_bytes())
+                }
+                (None, Some(fd)) => orphan(fd),
+                (None, None) => refuse(Errno::STALE),
+            },
+            Place::Lower => refuse(Errno::STALE),
+        }
+    }
+
+    /// Opens an upper inode anew.
+    pub(super) fn open_node(&self, node: &Arc<Node>, flags: OFlags) -> Result<OwnedFd> {
+        if node.kind == Kind::Dir {
+            let fd = self.dir_fd(node)?;
+            return fs::open(fd.as_fd(), b".", flags, 0).doing("opening");
+        }
+        self.at_name(
+            node,
+            |dir, name| fs::open(dir, name, flags, 0).doing("opening"),
+            |fd| fs::reopen(fd.as_fd(), flags).doing("opening"),
+        )
+    }
+
+    /// A descriptor (`O_PATH`) of an upper inode.
+    pub(super) fn fd_of(&self, node: &Arc<Node>) -> Result<Arc<OwnedFd>> {
+        if node.kind == Kind::Dir {
+            return self.dir_fd(node);
+        }
+        self.at_name(
+            node,
+            |dir, name| {
+                let fd = fs::open(dir, name, OFlags::PATH, 0).doing("opening")?;
+                Ok(Arc::new(fd))
+            },
+            |fd| Ok(Arc::clone(fd)),
+        )
+    }
+
+    /// Runs `f` with a descriptor (`O_PATH`) of an upper inode.
+    pub(super) fn with_fd<T>(
+        &self,
+        node: &Arc<Node>,
+        f: impl FnOnce(BorrowedFd<'_>) -> Result<T>,
+    ) -> Result<T> {
+        f(self.fd_of(node)?.as_fd())
+    }
+
+    /// `st_nlink` of a merged directory: 2 and one for each subdirectory in the merged view, as
+    /// on ext4 (overlayfs gives up and says 1).
+    fn merged_nlink(&self, node: &Arc<Node>) -> Result<u32> {
+        let known = *lock(&node.dir.subdirs);
+        if let Some(subdirs) = known {
+            return Ok(subdirs.saturating_add(2));
+        }
+        // Counted under the directory's lock, so that no change of names is missed.
+        let _entries = node.lock_entries();
+        let mut upper = HashSet::new();
+        let mut subdirs = 0_u32;
+        let fd = self.dir_fd(node)?;
+        let target = Target::Upper(Arc::clone(node));
+        for entry in fs::list(fd.as_fd()).doing("listing")? {
+            // What is no directory can be a whiteout or a file: neither counts.
+            subdirs = subdirs.saturating_add(u32::from(entry.kind == Kind::Dir));
+            upper.insert(entry.name);
+        }
+        if let Some(nid) = node.lower_part() {
+            let mut lower = Vec::new();
+            self.lower.readdir(nid, 0, &mut |entry| {
+                if entry.kind == Kind::Dir {
+                    lower.push(entry.name.to_vec());
+                }
+                std::ops::ControlFlow::Continue(())
+            })?;
+            for name in lower {
+                let name =
+                    crate::name::Name::new(&name).map_err(|_| super::Error::Refused(Errno::IO))?;
+                if !upper.contains(&name) && matches!(self.peek(&target, &name)?, Origin::Lower(_))
+                {
+                    subdirs = subdirs.saturating_add(1);
+                }
+            }
+        }
+        *lock(&node.dir.subdirs) = Some(subdirs);
+        Ok(subdirs.saturating_add(2))
+    }
+
+    /// Gives the upper's root the attributes of the image's, the first time it is used.
+    pub(super) fn adopt_root(&self) -> Result<()> {
+        let marks = self.marks()?;
+        let fd = self.dir_fd(&self.root)?;
+        if self.options.read_only
+            || marks
+                .ino(fd.as_fd(), self.image)
+                .doing("reading a mark")?
+                .is_some()
+        {
+            return Ok(());
+        }
+        self.copy_attributes(self.lower.root(), fd.as_fd())?;
+        marks
+            .set_ino(fd.as_fd(), Kind::Dir, ROOT_INO.0, self.image)
+            .doing("setting a mark")?;
+        self.copy_times(self.lower.root(), fd.as_fd())
+    }
+}

@@ -1,0 +1,420 @@
+//! Copy-up: an inode of the image becomes one of the upper, complete, by one rename
+//! (`fs/overlayfs/copy_up.c`).
+//!
+//! Owner, mode, times, extended attributes, ACLs and holes are all carried, or it fails and
+//! nothing has changed. The data is on disk before the name is (but for `volatile`), so that no
+//! crash leaves a name with half of its bytes. The parent's times stay what they were.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use rustix::io::Errno;
+
+use super::error::{Doing, refuse};
+use super::lookup::Origin;
+use super::node::{Link, Node, Place, Seed};
+use super::{Overlay, Result, Target};
+use crate::inode::{Attr, Kind, SetTime};
+use crate::lower::{Nid, Seek};
+use crate::name::Name;
+use crate::sys::fs;
+use crate::upper::work::{Blank, Temp};
+
+/// Bytes copied at a time.
+const CHUNK: usize = 1 << 20;
+
+impl Overlay {
+    /// Brings an inode of the image to the upper, if it is not there yet.
+    pub(super) fn copy_up(&self, nid: Nid) -> Result<Arc<Node>> {
+        self.copy_up_cut(nid, u64::MAX)
+    }
+
+    /// The same for a file of which only the first `size` bytes are needed.
+    pub(super) fn copy_up_cut(&self, nid: Nid, size: u64) -> Result<Arc<Node>> {
+        let attr = self.lower.attr(nid)?;
+        if attr.kind == Kind::Dir {
+            return self.copy_up_dir(nid);
+        }
+        let node = self.lower_node(nid, attr.kind);
+        let _copying = node.lock_copying();
+        if node.is_upper() {
+            return Ok(Arc::clone(&node));
+        }
+        let names = self.visible_names(nid)?;
+        let mut links = Vec::with_capacity(names.len());
+        for (dir, name) in names {
+            links.push(Link {
+                parent: self.upper_dir(&dir)?,
+                name,
+            });
+        }
+        let temp = self.copy(nid, &attr, size)?;
+        let id = fs::fstat(temp.fd()).doing("reading attributes")?.attr.ino;
+        match links.as_slice() {
+            [] => self.publish_orphan(&node, temp, id),
+            [link] => self.publish(&node, temp, id, link),
+            _ => self.publish_group(&node, temp, id, &links),
+        }?;
+        Ok(Arc::clone(&node))
+    }
+
+    /// The directory's node in the upper, copied up if it is not there yet.
+    pub(super) fn upper_dir(&self, dir: &Target) -> Result<Arc<Node>> {
+        match dir {
+            Target::Upper(node) => Ok(Arc::clone(node)),
+            Target::Lower(nid) => self.copy_up_dir(*nid),
+        }
+    }
+
+    /// Brings a directory and those above it to the upper, topmost first.
+    fn copy_up_dir(&self, nid: Nid) -> Result<Arc<Node>> {
+        let mut chain = vec![nid];
+        let mut above = loop {
+            let Some(&last) = chain.last() else {
+                return refuse(Errno::STALE);
+            };
+            let parent = self.lower.parent(last)?;
+            if let Target::Upper(node) = self.target(self.lower_ino(parent))? {
+                break node;
+            }
+            // A loop in a damaged index ends here: no tree is that deep.
+            if chain.len() > 1 << 20 {
+                return refuse(Errno::IO);
+            }
+            chain.push(parent);
+        };
+        while let Some(nid) = chain.pop() {
+            above = self.copy_up_dir_in(&above, nid)?;
+        }
+        Ok(above)
+    }
+
+    fn copy_up_dir_in(&self, parent: &Arc<Node>, nid: Nid) -> Result<Arc<Node>> {
+        let node = self.lower_node(nid, Kind::Dir);
+        let _copying = node.lock_copying();
+        if node.is_upper() {
+            return Ok(Arc::clone(&node));
+        }
+        let target = Target::Upper(Arc::clone(parent));
+        for (_, name) in self.lower.names(nid)? {
+            match self.peek(&target, &name)? {
+                Origin::Lower(found) if found == nid => {
+                    let attr = self.lower.attr(nid)?;
+                    let temp = self.copy(nid, &attr, 0)?;
+                    let id = fs::fstat(temp.fd()).doing("reading attributes")?.attr.ino;
+                    let link = Link {
+                        parent: Arc::clone(parent),
+                        name,
+                    };
+                    self.publish(&node, temp, id, &link)?;
+                    return Ok(Arc::clone(&node));
+                }
+                Origin::Upper(found) if found.lower == Some(nid) => {
+                    if let Some(node) = self.intern(parent, &name, &found)? {
+                        return Ok(node);
+                    }
+                }
+                _ => {}
+            }
+        }
+        // Removed meanwhile, or moved by an earlier mount and not looked up since.
+        match self.locate(nid)? {
+            Some(Target::Upper(node)) => Ok(node),
+            _ => refuse(Errno::STALE),
+        }
+    }
+
+    fn lower_node(&self, nid: Nid, kind: Kind) -> Arc<Node> {
+        let lower = (kind == Kind::Dir).then_some(nid);
+        let ino = self.lower_ino(nid).0;
+        self.table
+            .intern(Seed {
+                ino,
+                kind,
+                lower,
+                place: Place::Lower,
+            })
+            .0
+    }
+
+    /// A complete copy in the work directory, with its inode number noted.
+    fn copy(&self, nid: Nid, attr: &Attr, size: u64) -> Result<Temp<'_>> {
+        let upper = self.writable()?;
+        let target;
+        let blank = match attr.kind {
+            Kind::File => Blank::File,
+            Kind::Dir => Blank::Dir,
+            Kind::Symlink => {
+                target = self.lower.readlink(nid)?;
+                Blank::Symlink(&target)
+            }
+            // As itself it would be a whiteout: the file would vanish.
+            Kind::Char if attr.rdev == 0 => Blank::NullDevice,
+            kind => Blank::Node(kind, attr.rdev),
+        };
+        let temp = upper.temp(blank).doing("making a copy")?;
+        if attr.kind == Kind::File {
+            self.copy_data(nid, temp.fd(), attr.size.min(size))?;
+        }
+        self.copy_attributes(nid, temp.fd())?;
+        if attr.kind != Kind::Dir {
+            let ino = self.lower_ino(nid).0;
+            upper
+                .marks()
+                .set_ino(temp.fd(), attr.kind, ino, self.image)
+                .doing("setting a mark")?;
+        }
+        self.copy_times(nid, temp.fd())?;
+        if attr.kind == Kind::File && attr.size > 0 && !self.options.volatile {
+            fs::sync(temp.fd(), false).doing("syncing a copy")?;
+        }
+        Ok(temp)
+    }
+
+    fn copy_data(&self, nid: Nid, to: BorrowedFd<'_>, size: u64) -> Result<()> {
+        let mut buf = vec![0_u8; usize::try_from(size).map_or(CHUNK, |size| size.min(CHUNK))];
+        let mut at = 0;
+        while at < size {
+            let Some(data) = self
+                .lower
+                .seek(nid, at, Seek::Data)?
+                .filter(|&data| data < size)
+            else {
+                break;
+            };
+            let hole = self
+                .lower
+                .seek(nid, data, Seek::Hole)?
+                .unwrap_or(size)
+                .min(size);
+            at = data;
+            while at < hole {
+                let want = usize::try_from(hole - at).map_or(buf.len(), |n| n.min(buf.len()));
+                let part = buf.get_mut(..want).unwrap_or_default();
+                let got = self.lower.read(nid, at, part)?;
+                let part = part.get(..got).unwrap_or_default();
+                if part.is_empty() {
+                    return refuse(Errno::IO);
+                }
+                super::file::write_all(to, at, part).doing("copying data")?;
+                at = at.saturating_add(got as u64);
+            }
+        }
+        fs::truncate(to, size).doing("copying data")
+    }
+
+    /// Carries owner, mode and extended attributes over.
+    pub(super) fn copy_attributes(&self, nid: Nid, to: BorrowedFd<'_>) -> Result<()> {
+        let attr = self.lower.attr(nid)?;
+        if self.options.squash.is_none() {
+            let now = fs::fstat(to).doing("reading attributes")?.attr;
+            if (now.uid, now.gid) != (attr.uid, attr.gid) {
+                fs::chown(to, Some(attr.uid), Some(attr.gid)).doing("copying the owner")?;
+            }
+        }
+        let marks = self.marks()?;
+        for xattr in self.lower.xattrs(nid)? {
+            if marks.hides(&xattr.name) {
+                continue;
+            }
+            match fs::setxattr(to, &xattr.name, &xattr.value, 0) {
+                Ok(()) => {}
+                // An unprivileged server cannot set these, and its mount never lets them count.
+                Err(Errno::PERM | Errno::OPNOTSUPP)
+                    if self
+                        .upper
+                        .as_ref()
+                        .is_some_and(crate::upper::Upper::unprivileged)
+                        && !xattr.name.starts_with(b"user.") => {}
+                Err(errno) => return Err(errno).doing("copying an extended attribute"),
+            }
+        }
+        // After chown and the ACL, which both change mode bits.
+        if attr.kind != Kind::Symlink {
+            fs::chmod(to, attr.perm).doing("copying the mode")?;
+        }
+        Ok(())
+    }
+
+    /// Carries the times over; last, since all else changes them.
+    pub(super) fn copy_times(&self, nid: Nid, to: BorrowedFd<'_>) -> Result<()> {
+        let attr = self.lower.attr(nid)?;
+        let (atime, mtime) = (SetTime::At(attr.atime), SetTime::At(attr.mtime));
+        fs::utimens(to, Some(atime), Some(mtime)).doing("copying times")
+    }
+
+    /// Makes a copy the inode behind its one name, if that still leads to the lower inode.
+    fn publish(&self, node: &Arc<Node>, temp: Temp<'_>, id: u64, link: &Link) -> Result<()> {
+        let _entries = link.parent.lock_entries();
+        if !self.still_lower(node, link)? {
+            return self.publish_orphan(node, temp, id);
+        }
+        self.unnoticed(node.kind, &link.parent, |dir| {
+            let mut place = node.place_mut();
+            let fd = temp
+                .publish(dir, link.name.as_bytes())
+                .doing("publishing a copy")?;
+            place.rise(id);
+            place.gain(link.clone());
+            drop(place);
+            if node.kind == Kind::Dir {
+                self.table.keep_dir_fd(node, &Arc::new(fd));
+            }
+            Ok(())
+        })
+    }
+
+    /// Whether a name still shows the lower inode that `node` is about to leave.
+    fn still_lower(&self, node: &Arc<Node>, link: &Link) -> Result<bool> {
+        let target = Target::Upper(Arc::clone(&link.parent));
+        Ok(match self.peek(&target, &link.name)? {
+            Origin::Lower(nid) => self.lower_ino(nid) == node.ino,
+            _ => false,
+        })
+    }
+
+    /// An inode without a name (unlinked while open) lives on by its descriptor.
+    fn publish_orphan(&self, node: &Arc<Node>, temp: Temp<'_>, id: u64) -> Result<()> {
+        let fd = temp.orphan().doing("keeping an unlinked file")?;
+        self.becomes_orphan(node, fd, id);
+        Ok(())
+    }
+
+    fn becomes_orphan(&self, node: &Arc<Node>, fd: OwnedFd, id: u64) {
+        *node.place_mut() = Place::Upper {
+            id,
+            links: Vec::new(),
+            orphan: Some(self.table.leaving().orphan(Arc::new(fd))),
+        };
+    }
+
+    /// Gives `parent` a name that a copy-up of an inode of `kind` brings. The directory's times
+    /// are put back: nothing that can be seen has changed there
+    /// (`fs/overlayfs/copy_up.c:ovl_set_timestamps()`).
+    fn unnoticed(
+        &self,
+        kind: Kind,
+        parent: &Arc<Node>,
+        add: impl FnOnce(BorrowedFd<'_>) -> Result<()>,
+    ) -> Result<()> {
+        let dir = self.dir_fd(parent)?;
+        let was = fs::fstat(dir.as_fd()).doing("reading attributes")?.attr;
+        if kind != Kind::Dir {
+            self.make_impure(parent, dir.as_fd())?;
+        }
+        add(dir.as_fd())?;
+        let (atime, mtime) = (SetTime::At(was.atime), SetTime::At(was.mtime));
+        fs::utimens(dir.as_fd(), Some(atime), Some(mtime)).doing("restoring times")
+    }
+
+    /// Gives a group of hard links its copy through all of its names, or none.
+    fn publish_group(
+        &self,
+        node: &Arc<Node>,
+        temp: Temp<'_>,
+        id: u64,
+        links: &[Link],
+    ) -> Result<()> {
+        let upper = self.writable()?;
+        let nid = Nid(node.ino.0);
+        let fd = upper
+            .pend(temp, nid.0, self.image)
+            .doing("noting a group of hard links")?;
+        let mut made = Vec::with_capacity(links.len());
+        let linked = self.link_group(node, fd.as_fd(), id, links, &mut made);
+        let finished = linked.and_then(|()| {
+            upper
+                .unpend(nid.0, self.image)
+                .doing("finishing a group of hard links")
+        });
+        if finished.is_err() {
+            self.undo_group(node, &made);
+            if let Err(errno) = upper.unpend(nid.0, self.image) {
+                // The next mount finishes the group, which changes nothing that can be seen.
+                tracing::warn!(%errno, "leaving a group of hard links pending");
+            }
+        } else if made.is_empty() {
+            self.becomes_orphan(node, fd, id);
+        }
+        finished
+    }
+
+    /// Links `fd` to every name that still shows the lower inode, and notes the names in `made`.
+    fn link_group(
+        &self,
+        node: &Arc<Node>,
+        fd: BorrowedFd<'_>,
+        id: u64,
+        links: &[Link],
+        made: &mut Vec<Link>,
+    ) -> Result<()> {
+        for link in links {
+            let _entries = link.parent.lock_entries();
+            if !self.still_lower(node, link)? {
+                continue;
+            }
+            self.unnoticed(node.kind, &link.parent, |dir| {
+                fs::link_fd(fd, dir, link.name.as_bytes()).doing("linking a copy")?;
+                node.rises(id, link.clone());
+                made.push(link.clone());
+                Ok(())
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Takes the names of a half-made group back: the lower's show again.
+    fn undo_group(&self, node: &Arc<Node>, made: &[Link]) {
+        let dirs: Result<Vec<_>> = made.iter().map(|link| self.dir_fd(&link.parent)).collect();
+        let Ok(dirs) = dirs else { return self.poison() };
+        // Held throughout, so that nobody goes by a name that is no more.
+        let mut place = node.place_mut();
+        for (link, dir) in made.iter().zip(&dirs) {
+            match fs::unlink(dir.as_fd(), link.name.as_bytes()) {
+                // Or removed by somebody meanwhile.
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(_) => return self.poison(),
+            }
+        }
+        *place = Place::Lower;
+    }
+
+    /// Finishes the groups of hard links that a killed mount had begun to copy up.
+    pub(super) fn settle_pending_links(&self) -> Result<()> {
+        let Some(upper) = self.upper.as_ref().filter(|_| !self.options.read_only) else {
+            return Ok(());
+        };
+        for (ino, image, fd) in upper.pending().doing("reading pending links")? {
+            let nid = Nid(ino);
+            // Of another image: nothing can be said of its other names.
+            let names = if image == self.image {
+                self.visible_names(nid)?
+            } else {
+                Vec::new()
+            };
+            for (dir, name) in names {
+                self.unnoticed(Kind::File, &self.upper_dir(&dir)?, |dir| {
+                    fs::link_fd(fd.as_fd(), dir, name.as_bytes())
+                        .doing("finishing a group of hard links")
+                })?;
+            }
+            upper
+                .unpend(ino, image)
+                .doing("finishing a group of hard links")?;
+        }
+        Ok(())
+    }
+
+    /// The names in the merged tree that lead to an inode which only the image holds.
+    pub(super) fn visible_names(&self, nid: Nid) -> Result<Vec<(Target, Name)>> {
+        let mut visible = Vec::new();
+        for (dir, name) in self.lower.names(nid)? {
+            if let Some(dir) = self.locate(dir)?
+                && self.peek(&dir, &name)? == Origin::Lower(nid)
+            {
+                visible.push((dir, name));
+            }
+        }
+        Ok(visible)
+    }
+}

@@ -1,0 +1,295 @@
+//! Open files: open, read, write and what else goes by a handle.
+//!
+//! A handle opened on the lower goes on with the upper's copy as soon as there is one: a reader
+//! sees what a writer writes (overlayfs keeps showing the old data).
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
+use rustix::io::Errno;
+
+use super::error::{Doing, refuse};
+use super::node::Node;
+use super::{Error, Handle, Ino, Overlay, Result, Target};
+use crate::inode::{Attr, Kind};
+use crate::lower::{Nid, Seek};
+use crate::sys::fs;
+
+/// Most bytes of one copy_file_range(2) that the server itself moves.
+const COPY_MAX: usize = 1 << 20;
+
+/// An open regular file.
+#[derive(Debug)]
+pub(super) struct OpenFile {
+    ino: Ino,
+    writable: bool,
+    backing: RwLock<Backing>,
+}
+
+#[derive(Debug, Clone)]
+enum Backing {
+    Lower(Nid),
+    // The descriptor ends before the node does: its end tells that the file is closed.
+    Upper(Arc<OwnedFd>, Arc<Node>),
+}
+
+impl OpenFile {
+    pub(super) fn is_of(&self, ino: Ino) -> bool {
+        self.ino == ino
+    }
+
+    /// The upper descriptor, if it may be written through.
+    pub(super) fn writable(&self) -> Option<Arc<OwnedFd>> {
+        match &*self.backing.read().unwrap_or_else(PoisonError::into_inner) {
+            Backing::Upper(fd, _) if self.writable => Some(Arc::clone(fd)),
+            _ => None,
+        }
+    }
+}
+
+/// Writes all of `data` at `offset`.
+pub(super) fn write_all(to: BorrowedFd<'_>, offset: u64, data: &[u8]) -> rustix::io::Result<()> {
+    let mut done = 0_usize;
+    while let Some(rest) = data.get(done..).filter(|rest| !rest.is_empty()) {
+        match fs::write(to, offset.saturating_add(done as u64), rest)? {
+            0 => return Err(Errno::IO),
+            n => done = done.saturating_add(n),
+        }
+    }
+    Ok(())
+}
+
+impl Overlay {
+    /// Opens a regular file. `flags` are open(2)'s: an access mode that writes, or O_TRUNC, copies
+    /// a file of the image up.
+    ///
+    /// # Errors
+    /// EROFS, EISDIR, and what the copy-up gives.
+    pub fn open(&self, ino: Ino, flags: i32) -> Result<Handle> {
+        self.with_room(|| self.open_once(ino, flags))
+    }
+
+    fn open_once(&self, ino: Ino, flags: i32) -> Result<Handle> {
+        let writes = flags & libc::O_ACCMODE != libc::O_RDONLY || flags & libc::O_TRUNC != 0;
+        let mut target = self.target(ino)?;
+        match self.kind(&target)? {
+            Kind::File => {}
+            Kind::Dir => return refuse(Errno::ISDIR),
+            // The kernel opens the others by itself.
+            _ => return refuse(Errno::NXIO),
+        }
+        if writes {
+            self.writable()?;
+            if let Target::Lower(nid) = target {
+                let cut = flags & libc::O_TRUNC != 0;
+                let node = self.copy_up_cut(nid, if cut { 0 } else { u64::MAX })?;
+                target = Target::Upper(node);
+            }
+        }
+        match target {
+            Target::Lower(nid) => Ok(self.keep(OpenFile {
+                ino,
+                writable: false,
+                backing: RwLock::new(Backing::Lower(nid)),
+            })),
+            Target::Upper(node) => {
+                let fd = self.open_backing(&node, flags)?;
+                self.keep_open(node, fd, flags)
+            }
+        }
+    }
+
+    /// Opens the upper's file for what `flags` ask. Reading is always asked for too, since a
+    /// writer's file may be mapped or copied from; appending is the kernel's to place.
+    fn open_backing(&self, node: &Arc<Node>, flags: i32) -> Result<OwnedFd> {
+        let trunc = if flags & libc::O_TRUNC != 0 {
+            OFlags::TRUNC
+        } else {
+            OFlags::empty()
+        };
+        let sync = u32::try_from(flags & (libc::O_SYNC | libc::O_DSYNC)).unwrap_or(0);
+        let extra = trunc | OFlags::from_bits_retain(sync) | OFlags::NONBLOCK;
+        match flags & libc::O_ACCMODE {
+            libc::O_RDONLY if trunc.is_empty() => self.open_node(node, OFlags::RDONLY | extra),
+            libc::O_WRONLY => match self.open_node(node, OFlags::RDWR | extra) {
+                Err(Error::Upper {
+                    errno: Errno::ACCESS,
+                    ..
+                }) => self.open_node(node, OFlags::WRONLY | extra),
+                other => other,
+            },
+            _ => self.open_node(node, OFlags::RDWR | extra),
+        }
+    }
+
+    /// Makes a handle of an open upper file.
+    pub(super) fn keep_open(&self, node: Arc<Node>, fd: OwnedFd, flags: i32) -> Result<Handle> {
+        Ok(self.keep(OpenFile {
+            ino: node.ino,
+            writable: flags & libc::O_ACCMODE != libc::O_RDONLY,
+            backing: RwLock::new(Backing::Upper(Arc::new(fd), node)),
+        }))
+    }
+
+    fn keep(&self, file: OpenFile) -> Handle {
+        let handle = self.handle();
+        self.files.insert(handle.0, Arc::new(file));
+        handle
+    }
+
+    /// Closes a handle.
+    pub fn release(&self, handle: Handle) {
+        self.files.remove(&handle.0);
+    }
+
+    pub(super) fn file(&self, handle: Handle) -> Result<Arc<OpenFile>> {
+        match self.files.get(&handle.0) {
+            Some(file) => Ok(Arc::clone(&file)),
+            None => refuse(Errno::BADF),
+        }
+    }
+
+    /// Where a handle's bytes are now.
+    fn backing(&self, file: &OpenFile) -> Result<Backing> {
+        let backing = file
+            .backing
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        if let Backing::Lower(_) = backing
+            && let Target::Upper(node) = self.target(file.ino)?
+        {
+            let fd = Arc::new(self.open_node(&node, OFlags::RDONLY)?);
+            let risen = Backing::Upper(fd, node);
+            *file.backing.write().unwrap_or_else(PoisonError::into_inner) = risen.clone();
+            return Ok(risen);
+        }
+        Ok(backing)
+    }
+
+    /// The upper descriptor of a handle that may write.
+    fn writing(&self, handle: Handle) -> Result<Arc<OwnedFd>> {
+        self.writable()?;
+        match self.file(handle)?.writable() {
+            Some(fd) => Ok(fd),
+            None => refuse(Errno::BADF),
+        }
+    }
+
+    pub(super) fn file_attr(&self, file: &OpenFile) -> Result<Attr> {
+        match self.backing(file)? {
+            Backing::Lower(nid) => self.lower_attr(nid),
+            Backing::Upper(fd, node) => {
+                let mut attr = fs::fstat(fd.as_fd()).doing("reading attributes")?.attr;
+                attr.ino = node.ino.0;
+                Ok(attr)
+            }
+        }
+    }
+
+    /// Fills `buf` from `offset` and answers how much; short only at the end of the file.
+    ///
+    /// # Errors
+    /// EBADF; EIO where the blob has changed.
+    pub fn read(&self, handle: Handle, offset: u64, buf: &mut [u8]) -> Result<usize> {
+        let fd = match self.backing(&*self.file(handle)?)? {
+            Backing::Lower(nid) => return Ok(self.lower.read(nid, offset, buf)?),
+            Backing::Upper(fd, _) => fd,
+        };
+        fs::read(fd.as_fd(), offset, buf).doing("reading")
+    }
+
+    /// Writes `data` at `offset` and answers how much: all of it.
+    ///
+    /// # Errors
+    /// EBADF, EROFS, ENOSPC, EDQUOT, EFBIG, EIO.
+    pub fn write(&self, handle: Handle, offset: u64, data: &[u8]) -> Result<usize> {
+        let fd = self.writing(handle)?;
+        self.with_room(|| fs::write(fd.as_fd(), offset, data).doing("writing"))
+    }
+
+    /// fsync(2), fdatasync(2). With `volatile`, and on the lower, there is nothing to wait for.
+    ///
+    /// # Errors
+    /// EIO, ENOSPC.
+    pub fn fsync(&self, handle: Handle, datasync: bool) -> Result<()> {
+        match self.backing(&*self.file(handle)?)? {
+            Backing::Upper(fd, _) if !self.options.volatile => {
+                fs::sync(fd.as_fd(), datasync).doing("syncing")
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// fallocate(2).
+    ///
+    /// # Errors
+    /// EBADF, EROFS, EOPNOTSUPP, ENOSPC.
+    pub fn fallocate(&self, handle: Handle, mode: i32, offset: u64, len: u64) -> Result<()> {
+        let fd = self.writing(handle)?;
+        let mode = u32::try_from(mode).ok().and_then(FallocateFlags::from_bits);
+        let mode = mode.ok_or(Error::Refused(Errno::OPNOTSUPP))?;
+        self.with_room(|| rustix::fs::fallocate(&*fd, mode, offset, len).doing("allocating"))
+    }
+
+    /// lseek(2) with SEEK_DATA, SEEK_HOLE.
+    ///
+    /// # Errors
+    /// ENXIO beyond the end, or where no data follows.
+    pub fn seek(&self, handle: Handle, offset: u64, what: Seek) -> Result<u64> {
+        match self.backing(&*self.file(handle)?)? {
+            Backing::Lower(nid) => match self.lower.seek(nid, offset, what)? {
+                Some(at) => Ok(at),
+                None => refuse(Errno::NXIO),
+            },
+            Backing::Upper(fd, _) => {
+                let from = match what {
+                    Seek::Data => SeekFrom::Data(offset),
+                    Seek::Hole => SeekFrom::Hole(offset),
+                };
+                rustix::fs::seek(&*fd, from).doing("seeking")
+            }
+        }
+    }
+
+    /// copy_file_range(2); may copy less than asked.
+    ///
+    /// # Errors
+    /// As of reading and writing.
+    pub fn copy_file_range(
+        &self,
+        from: Handle,
+        from_offset: u64,
+        to: Handle,
+        to_offset: u64,
+        len: usize,
+    ) -> Result<usize> {
+        self.with_room(|| self.copy_range_once(from, from_offset, to, to_offset, len))
+    }
+
+    fn copy_range_once(
+        &self,
+        from: Handle,
+        from_offset: u64,
+        to: Handle,
+        to_offset: u64,
+        len: usize,
+    ) -> Result<usize> {
+        let out = self.writing(to)?;
+        match self.backing(&*self.file(from)?)? {
+            Backing::Upper(fd, _) => {
+                let (mut from_at, mut to_at) = (from_offset, to_offset);
+                rustix::fs::copy_file_range(&*fd, Some(&mut from_at), &*out, Some(&mut to_at), len)
+                    .doing("copying")
+            }
+            Backing::Lower(nid) => {
+                let mut buf = vec![0_u8; len.min(COPY_MAX)];
+                let got = self.lower.read(nid, from_offset, &mut buf)?;
+                let data = buf.get(..got).unwrap_or_default();
+                write_all(out.as_fd(), to_offset, data).doing("copying")?;
+                Ok(got)
+            }
+        }
+    }
+}

@@ -1,0 +1,225 @@
+//! The copy-on-write filesystem over a [`Lower`] image and an [`Upper`] directory.
+//!
+//! Every operation that FUSE can ask for is a plain method of [`Overlay`]; this module knows
+//! nothing of FUSE. Permissions are the kernel's business (`default_permissions`); what an
+//! operation checks here is what the kernel cannot know.
+//!
+//! Rooms: [`lookup`] finds, [`locate`] finds back, [`copy_up`] brings an inode from the lower to
+//! the upper (with [`links`] for hard links), [`create`], [`remove`] and [`rename`] change names,
+//! [`attr`], [`xattr`], [`mod@file`] and [`dir`] do what their names say, [`node`] holds the
+//! state, [`room`] waits for space that is about to come free.
+//!
+//! Lock order: an inode's `copying` → its ancestors' `copying` → `entries` of directories (two:
+//! lower number first) → `place` of nodes (two: lower number first; a directory's parent's may
+//! be read under its own) → the table's slots and the small leaf locks in [`node`]. Nothing but
+//! `copying`, `entries` and `place` is held across a system call.
+//!
+//! It never follows a symbolic link, never changes the lower, and never leaves an operation half
+//! done: what can be neither finished nor undone poisons the overlay ([`Error::Poisoned`]).
+
+mod api;
+mod attr;
+mod copy_up;
+mod create;
+mod dir;
+mod error;
+mod file;
+mod links;
+mod locate;
+mod lookup;
+mod node;
+mod remove;
+mod rename;
+mod room;
+mod xattr;
+
+pub use api::*;
+pub use error::{Error, Result};
+
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use dashmap::DashMap;
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+
+use crate::inode::Kind;
+use crate::lower::{Lower, Nid};
+use crate::sys::fs;
+use crate::upper::Upper;
+use crate::upper::markers::ImageId;
+use error::{Doing, refuse};
+use node::{Node, Place, Seed, Table};
+
+/// How an overlay behaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Options {
+    /// Every change is answered with EROFS.
+    pub read_only: bool,
+    /// No fsync on copy-up: a crash of the machine may lose what the upper holds (overlayfs'
+    /// `volatile`).
+    pub volatile: bool,
+    /// Show every inode of the image as owned by this (user, group), as if they had unpacked it
+    /// themselves. For servers that cannot chown.
+    pub squash: Option<(u32, u32)>,
+}
+
+/// The copy-on-write filesystem. All methods take `&self` and may be called from many threads.
+#[derive(Debug)]
+pub struct Overlay {
+    lower: Lower,
+    upper: Option<Upper>,
+    options: Options,
+    /// The index whose numbers the inodes of the image bear.
+    image: ImageId,
+    root: Arc<Node>,
+    table: Arc<Table>,
+    files: DashMap<u64, Arc<file::OpenFile>>,
+    dirs: DashMap<u64, Arc<dir::OpenDir>>,
+    next_handle: AtomicU64,
+    /// Names that inodes which only the lower holds have lost, where that is known.
+    removed: DashMap<Nid, u32>,
+    /// The upper was empty when it was opened: no name of the lower had been touched.
+    fresh: bool,
+    /// Whether renamed directories of earlier mounts have been looked for.
+    redirects_found: Mutex<bool>,
+    poisoned: AtomicBool,
+}
+
+/// Where the inode of a number is now.
+#[derive(Debug, Clone)]
+enum Target {
+    /// In the image alone.
+    Lower(Nid),
+    /// In the upper; a directory may merge with a lower one.
+    Upper(Arc<Node>),
+}
+
+impl Overlay {
+    /// The image alone: every change is EROFS.
+    #[must_use]
+    pub fn read_only(lower: Lower) -> Self {
+        let options = Options {
+            read_only: true,
+            ..Options::default()
+        };
+        Self::new(lower, None, options, Place::Lower)
+    }
+
+    /// The image under an upper. Finishes what a killed mount had begun there.
+    ///
+    /// # Errors
+    /// [`Error::Upper`], [`Error::Lower`].
+    pub fn with_upper(lower: Lower, upper: Upper, options: Options) -> Result<Self> {
+        let id = fs::fstat(upper.root())
+            .doing("reading the root's attributes")?
+            .attr
+            .ino;
+        let fd = fs::open(upper.root(), b".", OFlags::PATH | OFlags::DIRECTORY, 0)
+            .doing("opening the root")?;
+        let fresh = fs::list(upper.root()).doing("listing the root")?.is_empty();
+        let place = Place::Upper {
+            id,
+            links: Vec::new(),
+            orphan: None,
+        };
+        let mut overlay = Self::new(lower, Some(upper), options, place);
+        overlay.fresh = fresh;
+        overlay.table.keep_dir_fd(&overlay.root, &Arc::new(fd));
+        if fresh {
+            overlay.adopt_root()?;
+        }
+        overlay.note_dir_marks(&overlay.root)?;
+        overlay.settle_pending_links()?;
+        Ok(overlay)
+    }
+
+    fn new(lower: Lower, upper: Option<Upper>, options: Options, place: Place) -> Self {
+        let table = Table::new(max_dir_fds());
+        let seed = Seed {
+            ino: ROOT_INO.0,
+            kind: Kind::Dir,
+            lower: Some(lower.root()),
+            place,
+        };
+        let (root, _) = table.intern(seed);
+        Self {
+            image: ImageId(lower.fingerprint()),
+            lower,
+            upper,
+            options,
+            root,
+            table,
+            files: DashMap::new(),
+            dirs: DashMap::new(),
+            next_handle: AtomicU64::new(1),
+            removed: DashMap::new(),
+            fresh: true,
+            redirects_found: Mutex::new(false),
+            poisoned: AtomicBool::new(false),
+        }
+    }
+
+    /// The image below.
+    #[must_use]
+    pub fn lower(&self) -> &Lower {
+        &self.lower
+    }
+
+    /// Number of inodes and open handles that are kept in memory.
+    #[must_use]
+    pub fn in_memory(&self) -> (usize, usize) {
+        (
+            self.table.len(),
+            self.files.len().saturating_add(self.dirs.len()),
+        )
+    }
+
+    /// Writes what the upper's filesystem still holds in memory to disk; called once, when the
+    /// mount has ended. Nothing with [`Options::volatile`] or without an upper.
+    ///
+    /// # Errors
+    /// syncfs(2)'s.
+    pub fn finish(&self) -> Result<()> {
+        match &self.upper {
+            Some(upper) if !self.options.volatile && !self.options.read_only => {
+                // An O_PATH descriptor cannot be synced.
+                let fd = fs::open(upper.root(), b".", OFlags::RDONLY | OFlags::DIRECTORY, 0)
+                    .doing("opening the root")?;
+                rustix::fs::syncfs(fd.as_fd()).doing("syncing")
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn handle(&self) -> Handle {
+        Handle(self.next_handle.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// The upper, for an operation that changes something.
+    fn writable(&self) -> Result<&Upper> {
+        if self.poisoned.load(Ordering::Acquire) {
+            return Err(Error::Poisoned);
+        }
+        match &self.upper {
+            Some(upper) if !self.options.read_only => Ok(upper),
+            _ => refuse(Errno::ROFS),
+        }
+    }
+
+    fn poison(&self) {
+        self.poisoned.store(true, Ordering::Release);
+        tracing::error!("the upper is half changed: no more writes");
+    }
+}
+
+/// How many directory descriptors may be kept: half of what the process may open, and leaving
+/// room for as many open files.
+fn max_dir_fds() -> usize {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    usize::try_from(limit.unwrap_or(65_536) / 2).unwrap_or(512)
+}
+
+#[cfg(test)]
+mod tests;

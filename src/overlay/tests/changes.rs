@@ -1,0 +1,209 @@
+//! Extended attributes, ACLs, and what else changes an inode.
+
+use super::fixture::{Fixture, errno, me, name};
+use crate::overlay::{Caller, Make, ROOT_INO};
+
+#[test]
+fn marks_do_not_exist_for_those_inside() {
+    let f = Fixture::new();
+    f.write("big", 0, b"!");
+    f.rename("a", "moved", 0).unwrap();
+    let space = if f.fs.marks().unwrap() == crate::upper::markers::Namespace::Trusted {
+        "trusted"
+    } else {
+        "user"
+    };
+    for path in ["big", "moved", ""] {
+        let ino = f.ino(path);
+        let names = f.fs.listxattr(ino).unwrap();
+        assert!(
+            !names
+                .iter()
+                .any(|n| n.starts_with(b"trusted.") || n.starts_with(b"user.overlay"))
+        );
+        for key in [
+            "overlay.redirect",
+            "overlay.opaque",
+            "tarnfs.ino",
+            "overlay.impure",
+        ] {
+            let key = format!("{space}.{key}");
+            let key = key.as_bytes();
+            assert_eq!(errno(f.fs.getxattr(ino, key)), libc::ENODATA);
+            assert_eq!(errno(f.fs.setxattr(ino, key, b"y", 0)), libc::EOPNOTSUPP);
+            assert!([libc::EOPNOTSUPP, libc::ENODATA].contains(&errno(f.fs.removexattr(ino, key))));
+        }
+    }
+    assert_eq!(
+        f.fs.listxattr(f.ino("big")).unwrap(),
+        [b"user.note".to_vec()]
+    );
+}
+
+#[test]
+fn attributes_change_on_a_copy() {
+    let f = Fixture::new();
+    let big = f.ino("big");
+    assert_eq!(errno(f.fs.removexattr(big, b"user.none")), libc::ENODATA);
+    assert!(!f.upper("big").exists());
+    assert_eq!(
+        errno(f.fs.setxattr(big, b"user.note", b"", libc::XATTR_CREATE)),
+        libc::EEXIST
+    );
+    assert_eq!(
+        errno(f.fs.setxattr(big, b"user.none", b"", libc::XATTR_REPLACE)),
+        libc::ENODATA
+    );
+    f.fs.setxattr(big, b"user.big", &[b'x'; 3000], 0).unwrap();
+    assert_eq!(f.fs.getxattr(big, b"user.big").unwrap(), [b'x'; 3000]);
+    f.fs.removexattr(big, b"user.note").unwrap();
+    assert_eq!(errno(f.fs.getxattr(big, b"user.note")), libc::ENODATA);
+    let f = f.again();
+    assert_eq!(
+        f.fs.listxattr(f.ino("big")).unwrap(),
+        [b"user.big".to_vec()]
+    );
+}
+
+#[test]
+fn regression_an_acl_that_is_not_there_can_be_removed() {
+    let f = Fixture::new();
+    for key in [&b"system.posix_acl_access"[..], b"system.posix_acl_default"] {
+        f.fs.removexattr(f.ino("a"), key).unwrap();
+    }
+    assert!(!f.upper("a").exists());
+    f.chmod("a", 0o700);
+    for key in [&b"system.posix_acl_access"[..], b"system.posix_acl_default"] {
+        f.fs.removexattr(f.ino("a"), key).unwrap();
+    }
+}
+
+#[test]
+fn default_acls_are_inherited_in_place_and_through_work() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("SKIPPED: only root can make files of others");
+        assert!(std::env::var_os("CI").is_none());
+        return;
+    }
+    // user::rwx user:77:rwx group::r-x mask::rwx other::---
+    let mut acl = 2_u32.to_le_bytes().to_vec();
+    for (tag, perm, id) in [
+        (1_u16, 7_u16, !0_u32),
+        (2, 7, 77),
+        (4, 5, !0),
+        (16, 7, !0),
+        (32, 0, !0),
+    ] {
+        acl.extend(tag.to_le_bytes());
+        acl.extend(perm.to_le_bytes());
+        acl.extend(id.to_le_bytes());
+    }
+    let f = Fixture::new();
+    let dir = f.ino("a");
+    f.fs.setxattr(dir, b"system.posix_acl_default", &acl, 0)
+        .unwrap();
+    let mut seen = Vec::new();
+    for (who, file) in [(me(), "mine"), (Caller { uid: 5, gid: 5 }, "theirs")] {
+        let made =
+            f.fs.make(who, dir, &name(file), Make::File, 0o666, 0o077)
+                .unwrap()
+                .attr;
+        let ino = crate::overlay::Ino(made.ino);
+        let access = f.fs.getxattr(ino, b"system.posix_acl_access").unwrap();
+        seen.push((made.perm, access));
+        let sub = f.fs.make(
+            who,
+            dir,
+            &name(&format!("{file}-dir")),
+            Make::Dir,
+            0o777,
+            0o077,
+        );
+        let sub = crate::overlay::Ino(sub.unwrap().attr.ino);
+        assert_eq!(
+            f.fs.getxattr(sub, b"system.posix_acl_default").unwrap(),
+            acl
+        );
+    }
+    assert_eq!(seen[0], seen[1]);
+    assert_eq!(seen[0].0, 0o660);
+    f.fs.removexattr(dir, b"system.posix_acl_default").unwrap();
+    let made =
+        f.fs.make(me(), dir, &name("later"), Make::File, 0o666, 0o077)
+            .unwrap()
+            .attr;
+    assert_eq!(made.perm, 0o600);
+}
+
+#[test]
+fn open_files_do_what_descriptors_do() {
+    let f = Fixture::new();
+    let (entry, handle) =
+        f.fs.create(me(), ROOT_INO, &name("f"), 0o400, 0, libc::O_RDWR)
+            .unwrap();
+    assert_eq!(entry.attr.perm, 0o400);
+    f.fs.write(handle, 0, &[1; 8192]).unwrap();
+    f.fs.fallocate(
+        handle,
+        libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE,
+        0,
+        4096,
+    )
+    .unwrap();
+    assert_eq!(
+        f.fs.seek(handle, 0, crate::lower::Seek::Data).unwrap(),
+        4096
+    );
+    f.fs.fsync(handle, true).unwrap();
+    let big = f.fs.open(f.ino("big"), libc::O_RDONLY).unwrap();
+    assert_eq!(f.fs.copy_file_range(big, 4, handle, 0, 4).unwrap(), 4);
+    let mut buf = [0; 4];
+    f.fs.read(handle, 0, &mut buf).unwrap();
+    assert_eq!(buf, 1_u32.to_le_bytes());
+    assert_eq!(errno(f.fs.write(big, 0, b"x")), libc::EBADF);
+    assert_eq!(
+        errno(f.fs.copy_file_range(handle, 0, big, 0, 4)),
+        libc::EBADF
+    );
+    f.fs.release(handle);
+    assert_eq!(errno(f.fs.read(handle, 0, &mut buf)), libc::EBADF);
+}
+
+#[test]
+fn an_upper_is_used_by_one_mount_at_a_time() {
+    let f = Fixture::new();
+    let dir = f.dir.path();
+    let open =
+        |upper: &str, work: &str| crate::upper::Upper::open(&dir.join(upper), &dir.join(work));
+    assert!(
+        open("upper", "work2")
+            .unwrap_err()
+            .to_string()
+            .contains("in use by another mount")
+    );
+    std::fs::create_dir(dir.join("fresh")).unwrap();
+    assert!(
+        open("fresh", "work")
+            .unwrap_err()
+            .to_string()
+            .contains("in use by another mount")
+    );
+    assert!(
+        open("fresh", "fresh/work")
+            .unwrap_err()
+            .to_string()
+            .contains("inside the other")
+    );
+    assert!(
+        open("fresh", "fresh")
+            .unwrap_err()
+            .to_string()
+            .contains("inside the other")
+    );
+    assert!(
+        open("none", "work3")
+            .unwrap_err()
+            .to_string()
+            .contains("No such file")
+    );
+}

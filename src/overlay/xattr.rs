@@ -1,0 +1,107 @@
+//! Extended attributes. The overlay's own marks do not exist for those inside the mount.
+
+use rustix::io::Errno;
+
+use super::create::{ACL_ACCESS, ACL_DEFAULT};
+use super::error::{Doing, refuse};
+use super::node::lock;
+use super::{Ino, Overlay, Result, Target};
+use crate::sys::fs;
+
+impl Overlay {
+    fn hidden(&self, name: &[u8]) -> bool {
+        self.upper
+            .as_ref()
+            .is_some_and(|upper| upper.marks().hides(name))
+    }
+
+    /// The value of an extended attribute.
+    ///
+    /// # Errors
+    /// ENODATA.
+    pub fn getxattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>> {
+        let value = match self.target(ino)? {
+            _ if self.hidden(name) => None,
+            Target::Lower(nid) => self.lower.xattr(nid, name)?,
+            Target::Upper(node) => self.with_fd(&node, |fd| {
+                fs::getxattr(fd, name).doing("reading an extended attribute")
+            })?,
+        };
+        match value {
+            Some(value) => Ok(value),
+            None => refuse(Errno::NODATA),
+        }
+    }
+
+    /// The names of an inode's extended attributes.
+    ///
+    /// # Errors
+    /// ESTALE, EIO.
+    pub fn listxattr(&self, ino: Ino) -> Result<Vec<Vec<u8>>> {
+        let mut names: Vec<Vec<u8>> = match self.target(ino)? {
+            Target::Lower(nid) => self
+                .lower
+                .xattrs(nid)?
+                .into_iter()
+                .map(|x| x.name)
+                .collect(),
+            Target::Upper(node) => self.with_fd(&node, |fd| {
+                fs::listxattr(fd).doing("listing extended attributes")
+            })?,
+        };
+        names.retain(|name| !self.hidden(name));
+        Ok(names)
+    }
+
+    /// Sets an extended attribute. `flags`: XATTR_CREATE, XATTR_REPLACE.
+    ///
+    /// # Errors
+    /// EROFS, EEXIST, ENODATA, EOPNOTSUPP for a name that the overlay keeps for itself.
+    pub fn setxattr(&self, ino: Ino, name: &[u8], value: &[u8], flags: i32) -> Result<()> {
+        self.with_room(|| self.change_xattr(ino, name, |fd| fs::setxattr(fd, name, value, flags)))
+    }
+
+    /// Removes an extended attribute.
+    ///
+    /// # Errors
+    /// EROFS, ENODATA (but for an ACL), EOPNOTSUPP for a name that the overlay keeps for itself.
+    pub fn removexattr(&self, ino: Ino, name: &[u8]) -> Result<()> {
+        // What is not there needs no copy-up (fs/overlayfs/xattrs.c:ovl_xattr_set()).
+        if let Target::Lower(nid) = self.target(ino)?
+            && self.lower.xattr(nid, name)?.is_none()
+        {
+            self.writable()?;
+            // To take away an ACL that is not there is no error
+            // (fs/overlayfs/inode.c:ovl_set_or_remove_acl(), fs/ext4/acl.c:ext4_set_acl()).
+            return match name {
+                ACL_ACCESS | ACL_DEFAULT => Ok(()),
+                _ => refuse(Errno::NODATA),
+            };
+        }
+        self.with_room(|| self.change_xattr(ino, name, |fd| fs::removexattr(fd, name)))
+    }
+
+    fn change_xattr(
+        &self,
+        ino: Ino,
+        name: &[u8],
+        change: impl FnOnce(std::os::fd::BorrowedFd<'_>) -> rustix::io::Result<()>,
+    ) -> Result<()> {
+        self.writable()?;
+        if self.hidden(name) {
+            return refuse(Errno::OPNOTSUPP);
+        }
+        let node = match self.target(ino)? {
+            Target::Upper(node) => node,
+            Target::Lower(nid) => self.copy_up(nid)?,
+        };
+        // Read again when it is next needed; held so that no creation misses the change.
+        let mut default_acl = (name == ACL_DEFAULT).then(|| lock(&node.dir.default_acl));
+        if let Some(known) = &mut default_acl {
+            **known = None;
+        }
+        self.with_fd(&node, |fd| {
+            change(fd).doing("changing an extended attribute")
+        })
+    }
+}
