@@ -1,0 +1,62 @@
+//! Attributes of inodes and of the filesystem, and link targets.
+
+use fuser::{FileHandle, INodeNo, ReplyAttr, ReplyData, ReplyStatfs};
+
+use super::convert::{attr, handle, ino};
+use super::{Adapter, Answer, FOREVER, errno, guarded};
+use crate::inode::Attr;
+use crate::overlay::SetAttr;
+
+impl Adapter {
+    pub(super) fn on_getattr(&self, nodeid: INodeNo, fh: Option<FileHandle>, reply: ReplyAttr) {
+        tracing::trace!(op = "getattr", ino = %nodeid);
+        let answer = guarded("getattr", || {
+            self.overlay
+                .getattr(ino(nodeid), fh.map(handle))
+                .map_err(errno)
+        });
+        reply_attr(answer, reply);
+    }
+
+    pub(super) fn on_setattr(
+        &self,
+        nodeid: INodeNo,
+        fh: Option<FileHandle>,
+        set: SetAttr,
+        reply: ReplyAttr,
+    ) {
+        tracing::trace!(op = "setattr", ino = %nodeid, ?set);
+        let answer = guarded("setattr", || {
+            self.overlay
+                .setattr(ino(nodeid), fh.map(handle), &set)
+                .map_err(errno)
+        });
+        reply_attr(answer, reply);
+    }
+
+    pub(super) fn on_readlink(&self, nodeid: INodeNo, reply: ReplyData) {
+        tracing::trace!(op = "readlink", ino = %nodeid);
+        match guarded("readlink", || {
+            self.overlay.readlink(ino(nodeid)).map_err(errno)
+        }) {
+            Ok(target) => reply.data(&target),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    pub(super) fn on_statfs(&self, reply: ReplyStatfs) {
+        match guarded("statfs", || self.overlay.statfs().map_err(errno)) {
+            Ok(s) => reply.statfs(
+                s.blocks, s.bfree, s.bavail, s.files, s.ffree, s.bsize, s.namelen, s.frsize,
+            ),
+            Err(errno) => reply.error(errno),
+        }
+    }
+}
+
+fn reply_attr(answer: Answer<Attr>, reply: ReplyAttr) {
+    match answer.and_then(|a| attr(&a)) {
+        Ok(attr) => reply.attr(&FOREVER, &attr),
+        Err(errno) => reply.error(errno),
+    }
+}

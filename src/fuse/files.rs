@@ -1,0 +1,187 @@
+//! Open files.
+
+use std::cell::RefCell;
+
+use fuser::{
+    Errno, FileHandle, FopenFlags, INodeNo, OpenFlags, ReplyCreate, ReplyData, ReplyEmpty,
+    ReplyLseek, ReplyOpen, ReplyWrite, Request,
+};
+
+use super::convert::{caller, handle, ino, name, perm};
+use super::entries::{Place, reply_empty};
+use super::{Adapter, Answer, FOREVER, errno, guarded};
+use crate::lower::Seek;
+
+/// Cached pages stay right across opens: every change of a file goes through this mount. A file
+/// opened with O_DIRECT needs no flag of ours: the kernel passes the cache by for that open, and
+/// drops the pages that a direct write makes stale (mm/filemap.c:generic_file_direct_write()).
+const OPENED: FopenFlags = FopenFlags::FOPEN_KEEP_CACHE;
+
+/// The most bytes of one COPY_FILE_RANGE: as read(2) and write(2), and so that the answer, a
+/// `u32`, always holds it (include/linux/fs.h: MAX_RW_COUNT).
+const MAX_COPY: u64 = 0x7fff_f000;
+
+thread_local! {
+    /// Where this thread's READs are gathered, kept so that it is not cleared for each.
+    static READ_BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+impl Adapter {
+    pub(super) fn on_open(&self, nodeid: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        tracing::trace!(op = "open", ino = %nodeid, flags = flags.0);
+        match guarded("open", || {
+            self.overlay.open(ino(nodeid), flags.0).map_err(errno)
+        }) {
+            Ok(handle) => reply.opened(FileHandle(handle.0), OPENED),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    pub(super) fn on_create(
+        &self,
+        req: &Request,
+        (parent, name_): Place<'_>,
+        mode: u32,
+        umask: u32,
+        flags: i32,
+        reply: ReplyCreate,
+    ) {
+        tracing::trace!(op = "create", %parent, name = ?name_, mode, umask, flags);
+        let answer = guarded("create", || {
+            let (entry, handle) = self
+                .overlay
+                .create(
+                    caller(req),
+                    ino(parent),
+                    &name(name_)?,
+                    perm(mode),
+                    perm(umask),
+                    flags,
+                )
+                .map_err(errno)?;
+            let shown = self
+                .shown(Ok(entry))
+                .inspect_err(|_| self.overlay.release(handle))?;
+            Ok((shown, handle))
+        });
+        match answer {
+            Ok(((attr, generation), handle)) => {
+                reply.created(&FOREVER, &attr, generation, FileHandle(handle.0), OPENED);
+            }
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    pub(super) fn on_read(&self, fh: FileHandle, offset: u64, size: u32, reply: ReplyData) {
+        tracing::trace!(op = "read", fh = fh.0, offset, size);
+        READ_BUFFER.with_borrow_mut(|buffer| {
+            let answer: Answer<&[u8]> = guarded("read", || {
+                let size = usize::try_from(size).map_err(|_| Errno::EINVAL)?;
+                if buffer.len() < size {
+                    buffer.resize(size, 0);
+                }
+                let place = buffer.get_mut(..size).ok_or(Errno::EIO)?;
+                let got = self
+                    .overlay
+                    .read(handle(fh), offset, place)
+                    .map_err(errno)?;
+                place.get(..got).ok_or(Errno::EIO)
+            });
+            match answer {
+                Ok(data) => reply.data(data),
+                Err(errno) => reply.error(errno),
+            }
+        });
+    }
+
+    pub(super) fn on_write(&self, fh: FileHandle, offset: u64, data: &[u8], reply: ReplyWrite) {
+        tracing::trace!(op = "write", fh = fh.0, offset, len = data.len());
+        let answer = guarded("write", || {
+            self.overlay.write(handle(fh), offset, data).map_err(errno)
+        });
+        reply_written(answer, reply);
+    }
+
+    pub(super) fn on_release(&self, fh: FileHandle, reply: ReplyEmpty) {
+        tracing::trace!(op = "release", fh = fh.0);
+        let answer = guarded("release", || {
+            self.overlay.release(handle(fh));
+            Ok(())
+        });
+        reply_empty(answer, reply);
+    }
+
+    pub(super) fn on_fsync(&self, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
+        tracing::trace!(op = "fsync", fh = fh.0, datasync);
+        reply_empty(
+            guarded("fsync", || {
+                self.overlay.fsync(handle(fh), datasync).map_err(errno)
+            }),
+            reply,
+        );
+    }
+
+    pub(super) fn on_fallocate(
+        &self,
+        fh: FileHandle,
+        offset: u64,
+        len: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        tracing::trace!(op = "fallocate", fh = fh.0, offset, len, mode);
+        reply_empty(
+            guarded("fallocate", || {
+                self.overlay
+                    .fallocate(handle(fh), mode, offset, len)
+                    .map_err(errno)
+            }),
+            reply,
+        );
+    }
+
+    pub(super) fn on_lseek(&self, fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
+        tracing::trace!(op = "lseek", fh = fh.0, offset, whence);
+        let answer = guarded("lseek", || {
+            // SEEK_SET, SEEK_CUR and SEEK_END never leave the kernel
+            // (fs/fuse/file.c:fuse_file_llseek()).
+            let what = match whence {
+                libc::SEEK_DATA => Seek::Data,
+                libc::SEEK_HOLE => Seek::Hole,
+                _ => return Err(Errno::EINVAL),
+            };
+            // lseek(2): a negative offset is beyond the data as well.
+            let offset = u64::try_from(offset).map_err(|_| Errno::ENXIO)?;
+            let found = self.overlay.seek(handle(fh), offset, what).map_err(errno)?;
+            i64::try_from(found).map_err(|_| Errno::EOVERFLOW)
+        });
+        match answer {
+            Ok(offset) => reply.offset(offset),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    pub(super) fn on_copy_file_range(
+        &self,
+        from: (FileHandle, u64),
+        to: (FileHandle, u64),
+        len: u64,
+        reply: ReplyWrite,
+    ) {
+        tracing::trace!(op = "copy_file_range", ?from, ?to, len);
+        let answer = guarded("copy_file_range", || {
+            let len = usize::try_from(len.min(MAX_COPY)).map_err(|_| Errno::EINVAL)?;
+            self.overlay
+                .copy_file_range(handle(from.0), from.1, handle(to.0), to.1, len)
+                .map_err(errno)
+        });
+        reply_written(answer, reply);
+    }
+}
+
+fn reply_written(answer: Answer<usize>, reply: ReplyWrite) {
+    match answer.and_then(|n| u32::try_from(n).map_err(|_| Errno::EIO)) {
+        Ok(n) => reply.written(n),
+        Err(errno) => reply.error(errno),
+    }
+}

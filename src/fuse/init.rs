@@ -1,0 +1,69 @@
+//! What is agreed with the kernel when a connection begins, and how it is served.
+
+use std::io;
+
+use fuser::{Config, InitFlags, KernelConfig, SessionACL};
+
+/// Bytes of one WRITE request, and (through `max_pages`) of one READ.
+const MAX_WRITE: u32 = 1 << 20;
+
+/// Background requests (readahead, asynchronous direct I/O) in flight.
+const MAX_BACKGROUND: u16 = 64;
+
+/// What we ask for where the kernel has it. On top fuser asks for `ASYNC_READ`, `BIG_WRITES` and
+/// `MAX_PAGES` itself.
+///
+/// Never asked for:
+/// - `WRITEBACK_CACHE`: sizes and times would be the kernel's, and it excludes passthrough;
+/// - `HANDLE_KILLPRIV`, `HANDLE_KILLPRIV_V2`: the kernel clears set-user-ID bits by SETATTR,
+///   knowing the caller's capabilities, which we do not;
+/// - `ATOMIC_O_TRUNC`: for the same reason. Truncation by open(2) comes as a SETATTR after the
+///   OPEN, in which the kernel also clears set-user-ID bits; inside OPEN nobody would;
+/// - `SETXATTR_EXT`, `ALLOW_IDMAP`, `CREATE_SUPP_GROUP`, `SECURITY_CTX`: fuser does not parse the
+///   longer requests that they bring;
+/// - `OVER_IO_URING`, `ABORT_ERROR`: fuser speaks neither;
+/// - `POSIX_LOCKS`, `FLOCK_LOCKS`: locks stay the kernel's own.
+const WANTED: InitFlags = InitFlags::FUSE_DO_READDIRPLUS
+    .union(InitFlags::FUSE_READDIRPLUS_AUTO)
+    .union(InitFlags::FUSE_CACHE_SYMLINKS)
+    .union(InitFlags::FUSE_EXPLICIT_INVAL_DATA)
+    .union(InitFlags::FUSE_PARALLEL_DIROPS)
+    .union(InitFlags::FUSE_ASYNC_DIO)
+    // File handles of what the kernel has forgotten: it looks up "." and ".." of the number.
+    .union(InitFlags::FUSE_EXPORT_SUPPORT)
+    .union(InitFlags::FUSE_POSIX_ACL)
+    .union(InitFlags::FUSE_DONT_MASK);
+
+pub(super) fn negotiate(config: &mut KernelConfig) -> io::Result<()> {
+    let agreed = WANTED & config.capabilities();
+    config
+        .add_capabilities(agreed)
+        .map_err(|flags| io::Error::other(format!("the kernel took back {flags:?}")))?;
+    let missing = WANTED - agreed;
+    if !missing.is_empty() {
+        tracing::info!(?missing, "this kernel's FUSE lacks some features");
+    }
+    config
+        .set_max_write(MAX_WRITE)
+        .map_err(|nearest| io::Error::other(format!("max_write must be {nearest}")))?;
+    config
+        .set_max_background(MAX_BACKGROUND)
+        .map_err(|nearest| io::Error::other(format!("max_background must be {nearest}")))?;
+    // max_readahead stays the kernel's offer: it can be lowered here, not raised (the mount
+    // raises the bdi's read_ahead_kb instead).
+    tracing::debug!(abi = ?config.kernel_abi(), ?agreed, "connected");
+    Ok(())
+}
+
+/// Threads, and no filter of users.
+pub(super) fn session_config(acl: SessionACL) -> Config {
+    let cpus = std::thread::available_parallelism().map_or(2, usize::from);
+    let mut config = Config::default();
+    config.acl = acl;
+    // Two at least: a request that blocks on the upper's disk must not stop the others. More
+    // than four gain nothing: most requests are answered from the kernel's caches.
+    config.n_threads = Some(cpus.clamp(2, 4));
+    // One device fd for all threads: a recovering server could not hand on the clones.
+    config.clone_fd = false;
+    config
+}

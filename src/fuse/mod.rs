@@ -1,0 +1,451 @@
+//! The adapter between the kernel's FUSE requests and [`Overlay`]: log, call, reply.
+//!
+//! Nothing here decides anything about files. Each request is one call of one [`Overlay`] method;
+//! what this module adds is the translation of types, and that
+//! - every call runs under `catch_unwind`: a panic is EIO for that request, the mount lives;
+//! - names are parsed once, here, into [`Name`](crate::name::Name);
+//! - entry, attribute and negative timeouts never run out: the server is the only writer of the
+//!   tree, so the kernel's caches cannot be stale.
+//!
+//! It *never* answers a request from state of its own, never opens a file, never holds a lock.
+//!
+//! This is the only module that knows the `fuser` crate.
+
+mod attrs;
+mod convert;
+mod dirs;
+mod entries;
+mod files;
+mod init;
+mod xattrs;
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use fuser::{
+    BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, Generation, INodeNo,
+    IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
+    ReplyStatfs, ReplyWrite, ReplyXattr, Request, Session, SessionACL, TimeOrNow, WriteFlags,
+};
+
+use crate::overlay::{self, Overlay};
+
+/// How long the kernel may trust an entry, attributes or the absence of a name: 136 years.
+/// `fuse_time_to_jiffies()` (fs/fuse/dir.c) caps what does not fit in jiffies, so a larger number
+/// would gain nothing and would overflow 32-bit kernels' arithmetic.
+const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);
+
+/// The generation of a name that leads nowhere.
+const NO_GENERATION: Generation = Generation(0);
+
+/// Serves the requests of one FUSE connection until it ends.
+pub struct Connection {
+    session: Session<Adapter>,
+}
+
+impl std::fmt::Debug for Connection {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Connection").finish_non_exhaustive()
+    }
+}
+
+impl Connection {
+    /// Answers the kernel's INIT on `device` (/dev/fuse of a filesystem that has been created;
+    /// it need not be attached anywhere yet).
+    ///
+    /// # Errors
+    /// The device is not of a living connection, or the kernel speaks another protocol.
+    pub fn open(overlay: Arc<Overlay>, device: OwnedFd) -> io::Result<Self> {
+        // Who may reach the mount is the kernel's to decide (`allow_other`,
+        // fs/fuse/dir.c:fuse_allow_current_process()); a second filter here would refuse
+        // set-user-ID programs of the mount's own user.
+        let acl = SessionACL::All;
+        let session =
+            Session::from_fd(Adapter { overlay }, device, acl, init::session_config(acl))?;
+        Ok(Self { session })
+    }
+
+    /// Serves until the kernel ends the connection: the mount is gone and nobody holds a file of
+    /// it, or the connection was aborted.
+    ///
+    /// # Errors
+    /// The device failed in another way than by the end of the connection.
+    pub fn serve(self) -> io::Result<()> {
+        self.session.run()
+    }
+}
+
+/// What a handler gives: a value, or the errno to answer with.
+type Answer<T> = Result<T, Errno>;
+
+struct Adapter {
+    overlay: Arc<Overlay>,
+}
+
+/// Runs a handler's call; a panic becomes EIO.
+fn guarded<T>(op: &'static str, call: impl FnOnce() -> Answer<T>) -> Answer<T> {
+    // Unwind safety: what a panic may leave half done belongs to the overlay, which poisons the
+    // mount itself; the adapter has no state.
+    catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|panic| {
+        let what = panic
+            .downcast_ref::<&str>()
+            .map(|s| (*s).to_owned())
+            .or_else(|| panic.downcast_ref::<String>().cloned())
+            .unwrap_or_else(|| "(no message)".to_owned());
+        tracing::error!(op, "handler panicked, answered with EIO: {what}");
+        Err(Errno::EIO)
+    })
+}
+
+/// The errno of an overlay error. EIO is worth a warning: something is damaged.
+fn errno(error: overlay::Error) -> Errno {
+    let number = error.errno();
+    if number == libc::EIO {
+        tracing::warn!("answered with EIO: {error}");
+    } else {
+        tracing::trace!(errno = number, "{error}");
+    }
+    Errno::from_i32(number)
+}
+
+/// One line a request; each goes to the method of the same name in a file of its theme.
+impl Filesystem for Adapter {
+    fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        init::negotiate(config)
+    }
+
+    // ---- entries.rs
+
+    fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        self.on_lookup(parent, name, reply);
+    }
+    fn forget(&self, _req: &Request, ino: INodeNo, lookups: u64) {
+        self.on_forget(ino, lookups);
+    }
+    fn mknod(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        self.on_mknod(req, (parent, name), mode, umask, rdev, reply);
+    }
+    fn mkdir(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        reply: ReplyEntry,
+    ) {
+        self.on_mkdir(req, (parent, name), mode, umask, reply);
+    }
+    fn symlink(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        target: &Path,
+        reply: ReplyEntry,
+    ) {
+        self.on_symlink(req, (parent, name), target, reply);
+    }
+    fn link(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        newparent: INodeNo,
+        newname: &OsStr,
+        reply: ReplyEntry,
+    ) {
+        self.on_link(ino, (newparent, newname), reply);
+    }
+    fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.on_unlink(parent, name, reply);
+    }
+    fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.on_rmdir(parent, name, reply);
+    }
+    fn rename(
+        &self,
+        _req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        newparent: INodeNo,
+        newname: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        self.on_rename((parent, name), (newparent, newname), flags, reply);
+    }
+
+    // ---- attrs.rs
+
+    fn getattr(&self, _req: &Request, ino: INodeNo, fh: Option<FileHandle>, reply: ReplyAttr) {
+        self.on_getattr(ino, fh, reply);
+    }
+    fn setattr(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        fh: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let set = convert::set_attr(mode, uid, gid, size, atime, mtime);
+        self.on_setattr(ino, fh, set, reply);
+    }
+    fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
+        self.on_readlink(ino, reply);
+    }
+    fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+        self.on_statfs(reply);
+    }
+
+    // ---- files.rs
+
+    fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        self.on_open(ino, flags, reply);
+    }
+    fn create(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        flags: i32,
+        reply: ReplyCreate,
+    ) {
+        self.on_create(req, (parent, name), mode, umask, flags, reply);
+    }
+    fn read(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        self.on_read(fh, offset, size, reply);
+    }
+    fn write(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        data: &[u8],
+        _write_flags: WriteFlags,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        self.on_write(fh, offset, data, reply);
+    }
+    fn flush(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _lock_owner: LockOwner,
+        reply: ReplyEmpty,
+    ) {
+        // Writes reach the upper at once, so close(2) has nothing to report. ENOSYS is asked
+        // once; then the kernel closes without a request (fs/fuse/file.c:fuse_flush()).
+        reply.error(Errno::ENOSYS);
+    }
+    fn release(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.on_release(fh, reply);
+    }
+    fn fsync(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        datasync: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.on_fsync(fh, datasync, reply);
+    }
+    fn fallocate(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        self.on_fallocate(fh, offset, length, mode, reply);
+    }
+    fn lseek(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
+        self.on_lseek(fh, offset, whence, reply);
+    }
+    fn copy_file_range(
+        &self,
+        _req: &Request,
+        _ino_in: INodeNo,
+        fh_in: FileHandle,
+        offset_in: u64,
+        _ino_out: INodeNo,
+        fh_out: FileHandle,
+        offset_out: u64,
+        len: u64,
+        _flags: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        self.on_copy_file_range((fh_in, offset_in), (fh_out, offset_out), len, reply);
+    }
+    fn ioctl(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _flags: IoctlFlags,
+        _cmd: u32,
+        _in_data: &[u8],
+        _out_size: u32,
+        reply: ReplyIoctl,
+    ) {
+        // What a filesystem without an ioctl answers (lsattr, cp --reflink and tar expect it;
+        // ENOSYS would reach them as it is on older kernels).
+        reply.error(Errno::ENOTTY);
+    }
+
+    // ---- dirs.rs
+
+    fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        self.on_opendir(ino, reply);
+    }
+    fn readdir(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        reply: ReplyDirectory,
+    ) {
+        self.on_readdir(fh, offset, reply);
+    }
+    fn readdirplus(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        reply: ReplyDirectoryPlus,
+    ) {
+        self.on_readdirplus(fh, offset, reply);
+    }
+    fn releasedir(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        reply: ReplyEmpty,
+    ) {
+        self.on_releasedir(fh, reply);
+    }
+    fn fsyncdir(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        _datasync: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.on_fsyncdir(fh, reply);
+    }
+
+    // ---- xattrs.rs
+
+    fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        self.on_getxattr(ino, name, size, reply);
+    }
+    fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        self.on_listxattr(ino, size, reply);
+    }
+    fn setxattr(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
+        self.on_setxattr(ino, name, value, flags, reply);
+    }
+    fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.on_removexattr(ino, name, reply);
+    }
+
+    // access, poll, bmap, getlk and setlk stay fuser's ENOSYS. With default_permissions the
+    // kernel checks access itself; locks are the kernel's own, which is right: every user of the
+    // files is a user of this mount.
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_is_eio() {
+        let answer: Answer<()> = guarded("test", || panic!("boom {}", 1));
+        assert_eq!(answer, Err(Errno::EIO));
+        let answer: Answer<()> = guarded("test", || std::panic::panic_any(7_u8));
+        assert_eq!(answer, Err(Errno::EIO));
+    }
+
+    #[test]
+    fn an_answer_passes_as_it_is() {
+        assert_eq!(guarded("test", || Ok(5)), Ok(5));
+        let answer: Answer<()> = guarded("test", || Err(Errno::ENOENT));
+        assert_eq!(answer, Err(Errno::ENOENT));
+    }
+}
