@@ -1,0 +1,69 @@
+//! The life of a mount: checks, mounting, serving, signals, the end.
+//!
+//! - The server answers before the mount is attached anywhere, so nobody ever waits on a mount
+//!   that is not served.
+//! - It ends when the kernel ends the connection, whoever unmounted; then the overlay is flushed,
+//!   and then the mount's state file goes away (in that order: `tarnfs umount` waits for it).
+//! - It *never* holds a descriptor on its own mount and never looks at its own mount point; what
+//!   is mounted where is read from mountinfo, so that no caller can hang on a dead server.
+
+mod error;
+mod point;
+mod process;
+mod registry;
+mod scratch;
+mod server;
+mod signals;
+mod unmount;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+pub use error::MountError;
+pub use point::{check_point, find_mount, resolve_point};
+pub use process::{detach_from_terminal, prepare_process};
+pub use registry::{Record, state_dirs, wait_for_leaving};
+pub use scratch::{Scratch, remove_private};
+pub use server::{Ended, Server};
+pub use signals::Signals;
+pub use unmount::{How, Unmounted, unmount};
+
+use crate::sys::fuse::FuseParams;
+use crate::sys::mount::MountAttrs;
+
+/// The type that /proc/mounts shows.
+pub const FS_TYPE: &str = "fuse.tarnfs";
+
+/// How to mount.
+#[derive(Debug, Clone)]
+pub struct MountOptions {
+    /// The filesystem to create. A subtype other than `tarnfs` hides the mount from
+    /// `tarnfs umount`; with `allow_other` an ordinary user needs `user_allow_other` in
+    /// /etc/fuse.conf.
+    pub fuse: FuseParams,
+    /// Where the state file of the mount may go ([`state_dirs`]); empty: no state file.
+    pub state_dirs: Vec<PathBuf>,
+    /// The upper directory, for the state file.
+    pub upper: Option<PathBuf>,
+}
+
+impl MountOptions {
+    /// The options of a root filesystem: set-user-ID programs and devices work, all users may use
+    /// it.
+    #[must_use]
+    pub fn new(source: impl Into<OsString>) -> Self {
+        Self {
+            fuse: FuseParams {
+                source: source.into(),
+                subtype: "tarnfs".to_owned(),
+                read_only: false,
+                allow_other: true,
+                max_read: None,
+                super_flags: Vec::new(),
+                attrs: MountAttrs::default(),
+            },
+            state_dirs: Vec::new(),
+            upper: None,
+        }
+    }
+}
