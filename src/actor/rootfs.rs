@@ -1,0 +1,108 @@
+//! The joint to the layers below: puts the root filesystem of an actor at a directory.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::{ActorError, userns};
+use crate::lower::Lower;
+use crate::mount::{MountOptions, Server};
+use crate::overlay::{self, Overlay};
+use crate::upper::Upper;
+
+/// Where an actor's root filesystem comes from.
+#[derive(Debug)]
+pub enum Source {
+    /// An opened image.
+    Image {
+        /// What the mount is called: the image's path.
+        name: PathBuf,
+        /// The image.
+        lower: Box<Lower>,
+    },
+    /// A directory, bound as it is: no layer of writes is put on it.
+    Dir(PathBuf),
+}
+
+/// Where an actor's writes go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Writes {
+    /// Nowhere: every write fails (EROFS).
+    ReadOnly,
+    /// Into this upper.
+    Upper {
+        /// The upper directory.
+        upper: PathBuf,
+        /// Its work directory, on the same filesystem.
+        work: PathBuf,
+        /// Nobody reads the upper again after a crash: no fsync on copy-up.
+        volatile: bool,
+    },
+}
+
+/// A root filesystem that this process serves.
+#[derive(Debug)]
+pub struct Served {
+    server: Option<Server>,
+}
+
+/// Mounts `source` at `at`, in the mount namespace of the calling thread, and serves it from
+/// threads of this process until [`Served::finish`].
+///
+/// # Errors
+/// [`ActorError::Mount`] and the system's.
+pub fn serve(source: Source, writes: &Writes, at: &Path) -> Result<Served, ActorError> {
+    match source {
+        Source::Dir(dir) => {
+            rustix::mount::mount_bind_recursive(&dir, at)
+                .map_err(|e| ActorError::path("cannot bind at", at)(e.into()))?;
+            Ok(Served { server: None })
+        }
+        Source::Image { name, lower } => {
+            let overlay = open(*lower, writes)?;
+            let mut options = MountOptions::new(name);
+            options.fuse.read_only = *writes == Writes::ReadOnly;
+            let server = Server::start(Arc::new(overlay), at, &options).map_err(failed)?;
+            Ok(Served {
+                server: Some(server),
+            })
+        }
+    }
+}
+
+fn open(lower: Lower, writes: &Writes) -> Result<Overlay, ActorError> {
+    let Writes::Upper {
+        upper,
+        work,
+        volatile,
+    } = writes
+    else {
+        return Ok(Overlay::read_only(lower));
+    };
+    std::fs::create_dir_all(upper).map_err(ActorError::path("cannot make the upper", upper))?;
+    let options = overlay::Options {
+        volatile: *volatile,
+        // Where nobody else exists nobody else can own a file.
+        squash: userns::is_single().then_some((0, 0)),
+        ..overlay::Options::default()
+    };
+    let upper = Upper::open(upper, work).map_err(failed)?;
+    Overlay::with_upper(lower, upper, options).map_err(failed)
+}
+
+fn failed(error: impl std::error::Error + Send + Sync + 'static) -> ActorError {
+    ActorError::Mount(Box::new(error))
+}
+
+impl Served {
+    /// Waits for the end of the service: to be called when the mount is gone from every
+    /// namespace. What a later mount of the same upper must find is written then.
+    ///
+    /// # Errors
+    /// [`ActorError::Mount`].
+    pub fn finish(self) -> Result<(), ActorError> {
+        match self.server {
+            Some(server) => server.wait().map(drop).map_err(failed),
+            None => Ok(()),
+        }
+    }
+}
