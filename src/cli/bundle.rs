@@ -1,0 +1,142 @@
+//! `tarnfs bundle`
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context, bail};
+
+use super::run::{ProgramArgs, parse_net, work_beside};
+use super::{Global, image};
+use tarnfs::actor::bundle::{self, Bundle, Config, Record};
+use tarnfs::actor::spec::Net;
+
+/// Make an OCI bundle that runc, crun, runsc … run
+///
+/// Mounts the image at DIR/rootfs with a server in the background and writes DIR/config.json.
+/// What is written lies in DIR/upper, unless --upper names another place; after a restart the same
+/// command mounts it again.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  tarnfs bundle debian.tar ./b -- apt-get --version && runc run -b ./b c1
+  tarnfs bundle --terminal debian.tar ./b && crun run -b ./b c1
+  runsc --platform=ptrace --network=none run -bundle ./b c1
+  tarnfs bundle --remove ./b")]
+pub(crate) struct Args {
+    #[command(flatten)]
+    program: ProgramArgs,
+    /// Write here instead of DIR/upper
+    #[arg(long, value_name = "DIR", conflicts_with = "read_only")]
+    upper: Option<PathBuf>,
+    /// The work directory of --upper, on the same filesystem [default: UPPER.work]
+    #[arg(long, value_name = "DIR", requires = "upper")]
+    work: Option<PathBuf>,
+    /// Let nothing be written
+    #[arg(long)]
+    read_only: bool,
+    /// The runtime is to make a terminal
+    #[arg(long)]
+    terminal: bool,
+    /// Network: `host` is the host's own, `none` only a loopback device
+    #[arg(long, value_name = "NET", default_value = "host", value_parser = parse_net)]
+    net: Net,
+    /// Unmount and remove the bundle in this directory, if there is one
+    #[arg(long, value_name = "DIR", conflicts_with = "image")]
+    remove: Option<PathBuf>,
+    /// With --remove: leave DIR/upper and DIR/work
+    #[arg(long, requires = "remove")]
+    keep_upper: bool,
+    /// The image: a tar
+    #[arg(value_name = "IMAGE", required_unless_present = "remove")]
+    image: Option<PathBuf>,
+    /// The bundle's directory, made if missing
+    #[arg(value_name = "DIR", required_unless_present = "remove")]
+    dir: Option<PathBuf>,
+    /// The program and its arguments [default: the image's, or a shell]
+    #[arg(
+        value_name = "CMD",
+        trailing_var_arg = true,
+        allow_hyphen_values = true
+    )]
+    command: Vec<OsString>,
+}
+
+pub(crate) fn run(global: &Global, args: Args) -> anyhow::Result<ExitCode> {
+    if let Some(dir) = &args.remove {
+        bundle::remove(dir, args.keep_upper)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let (Some(tar), Some(dir)) = (&args.image, &args.dir) else {
+        bail!("give an image and a directory");
+    };
+    let tar = tar
+        .canonicalize()
+        .with_context(|| tar.display().to_string())?;
+    let absolute = |path: &PathBuf| std::path::absolute(path);
+    let upper = args.upper.as_ref().map(absolute).transpose()?;
+    let work = match (&args.work, &upper) {
+        (Some(work), _) => Some(absolute(work)?),
+        (None, Some(upper)) => Some(work_beside(upper)),
+        (None, None) => None,
+    };
+    let config = Config {
+        program: args.program.program(&args.command)?,
+        terminal: args.terminal,
+        hostname: args.program.hostname.clone(),
+        net: args.net,
+        no_new_privs: args.program.no_new_privs,
+        rootless: rootless(),
+    };
+    // Before anything is made: a bad image leaves no directory behind.
+    let store = image::store(global)?;
+    image::image(global, &tar)?;
+    let existed = args.dir.as_ref().is_some_and(|dir| dir.exists());
+    let record = Record {
+        image: tar.clone(),
+        read_only: args.read_only,
+        upper,
+        work,
+        made_dir: false,
+    };
+    let bundle = Bundle::prepare(dir, record)?;
+    let made = mount(&bundle, store.dir(), &tar).and_then(|mounted| {
+        if mounted {
+            bundle.configure(&config)?;
+        }
+        Ok(mounted)
+    });
+    if !matches!(made, Ok(true)) && !existed {
+        bundle::remove(dir, false).context("clearing away after an error")?;
+    }
+    Ok(if made? {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+fn rootless() -> Option<(u32, u32)> {
+    let uid = rustix::process::geteuid();
+    (!uid.is_root()).then(|| (uid.as_raw(), rustix::process::getegid().as_raw()))
+}
+
+/// Mounts the root filesystem as `tarnfs mount` does, by that very command: its server stays in
+/// the background. False when it failed, and has said why.
+fn mount(bundle: &Bundle, store: &std::path::Path, tar: &std::path::Path) -> anyhow::Result<bool> {
+    if bundle.is_mounted()? {
+        return Ok(true);
+    }
+    let mut command = Command::new("/proc/self/exe");
+    command.arg("mount").arg("--store").arg(store);
+    match bundle.writes() {
+        Some((upper, work)) => command.arg("--upper").arg(upper).arg("--work").arg(work),
+        None => command.arg("--read-only"),
+    };
+    let status = command
+        .arg("--")
+        .arg(tar)
+        .arg(bundle.rootfs())
+        .status()
+        .context("tarnfs mount")?;
+    Ok(status.success())
+}

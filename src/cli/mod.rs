@@ -1,0 +1,154 @@
+//! The command line: parses, calls the library, prints. One file a command.
+
+mod bundle;
+mod cat;
+mod demo;
+mod doctor;
+mod generate;
+mod helper;
+mod image;
+mod index;
+mod inspect;
+mod logging;
+mod ls;
+mod mount;
+mod mount_options;
+mod print;
+mod run;
+mod stat;
+mod tree;
+mod umount;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+use logging::LogFormat;
+
+/// What every command takes.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Options of every command")]
+pub(crate) struct Global {
+    /// Where images and indexes are kept [default: /var/lib/tarnfs for root, else
+    /// $XDG_DATA_HOME/tarnfs]
+    #[arg(long, global = true, env = "TARNFS_STORE", value_name = "DIR")]
+    pub(crate) store: Option<PathBuf>,
+    /// What to log, as RUST_LOG takes it (error, warn, info, debug, tarnfs::overlay=trace …)
+    #[arg(
+        long,
+        global = true,
+        env = "TARNFS_LOG",
+        value_name = "FILTER",
+        default_value = "warn"
+    )]
+    pub(crate) log: String,
+    /// How log lines look
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        value_name = "FORMAT",
+        default_value = "text"
+    )]
+    pub(crate) log_format: LogFormat,
+    /// Log to this file instead of standard error
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) log_file: Option<PathBuf>,
+    /// This is the server of a background mount: say on standard output when it is ready
+    #[arg(long, hide = true)]
+    pub(crate) tell_ready: bool,
+}
+
+#[derive(Debug, Parser)]
+#[command(name = "tarnfs", version, about, long_about = None, propagate_version = true)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Mount(mount::Args),
+    Umount(umount::Args),
+    Run(run::Args),
+    Bundle(bundle::Args),
+    Index(index::Args),
+    Ls(ls::Args),
+    Cat(cat::Args),
+    Stat(stat::Args),
+    Tree(tree::Args),
+    Inspect(inspect::Args),
+    Doctor(doctor::Args),
+    Demo(demo::Args),
+    #[command(hide = true)]
+    Completions(generate::Completions),
+    #[command(hide = true)]
+    Man(generate::Man),
+}
+
+/// Runs the command line of this process.
+pub(crate) fn main() -> ExitCode {
+    if let Some(status) = hidden() {
+        return status;
+    }
+    // A server in the background must not hold what its caller has open, nor an actor's init.
+    if let Err(error) = tarnfs::sys::namespace::keep_from_children() {
+        return report(anyhow::Error::new(error).context("keeping open files to this process"));
+    }
+    let argv: Vec<_> = std::env::args_os().collect();
+    let commands = Cli::command();
+    if let Some(argv) = helper::invocation(&commands, &argv) {
+        return helper::main(argv);
+    }
+    let cli = Cli::parse();
+    run(&cli.global, cli.command).unwrap_or_else(report)
+}
+
+/// One line on standard error.
+fn report(error: anyhow::Error) -> ExitCode {
+    eprintln!("tarnfs{}", print::causes(&error));
+    ExitCode::FAILURE
+}
+
+fn run(global: &Global, command: Command) -> anyhow::Result<ExitCode> {
+    // `mount` sees to its own log: its options may say where it goes.
+    if !matches!(command, Command::Mount(_)) {
+        logging::init(global)?;
+    }
+    match command {
+        Command::Mount(args) => mount::run(global, args),
+        Command::Umount(args) => umount::run(global, args),
+        Command::Run(args) => run::run(global, args),
+        Command::Bundle(args) => bundle::run(global, args),
+        Command::Index(args) => index::run(global, args),
+        Command::Ls(args) => ls::run(global, args),
+        Command::Cat(args) => cat::run(global, args),
+        Command::Stat(args) => stat::run(global, args),
+        Command::Tree(args) => tree::run(global, args),
+        Command::Inspect(args) => inspect::run(global, args),
+        Command::Doctor(args) => doctor::run(global, args),
+        Command::Demo(args) => demo::run(global, args),
+        Command::Completions(args) => generate::completions(Cli::command(), &args),
+        Command::Man(args) => generate::man(Cli::command(), &args),
+    }
+}
+
+/// What this executable starts itself as; not for people, and without the weight of clap.
+fn hidden() -> Option<ExitCode> {
+    use tarnfs::actor::{init, probe, userns};
+    let mut args = std::env::args_os().skip(1);
+    let word = args.next()?;
+    let rest = || {
+        args.map(|arg| arg.to_string_lossy().into_owned())
+            .collect::<Vec<_>>()
+    };
+    match word.to_str()? {
+        init::SUBCOMMAND => Some(init::main(&rest())),
+        userns::SUBCOMMAND => Some(userns::helper_main(&rest())),
+        probe::SUBCOMMAND => Some(probe::userns_main()),
+        _ => None,
+    }
+}

@@ -1,0 +1,494 @@
+//! `tarnfs mount`
+
+use std::ffi::OsString;
+use std::fs::DirBuilder;
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use tarnfs::mount::{
+    FS_TYPE, MountError, MountOptions, Scratch, Server, Signals, check_point, detach_from_terminal,
+    find_mount, prepare_process, resolve_point, state_dirs, wait_for_leaving,
+};
+use tarnfs::overlay::{self, Overlay};
+use tarnfs::sys::mount::{MountAttrs, set_attrs};
+use tarnfs::upper::{Upper, UpperError};
+
+use super::mount_options::{Options, parse_size};
+use super::{Global, image, logging};
+
+/// What a background server writes when its mount can be used.
+const READY: &[u8] = b"ready\n";
+
+/// The hidden first argument that makes this process a background server.
+pub(super) const TELL_READY: &str = "--tell-ready";
+
+/// Mount an image tar on a directory
+///
+/// The tar's headers are indexed once; its files are then read where they lie. Writes go to an
+/// upper directory in overlayfs' own format. Without --upper, --tmpfs or --read-only it is a
+/// private one in the store, which goes when the mount goes.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  tarnfs mount image.tar /mnt
+  tarnfs mount --upper ./changes image.tar /mnt    # keeps what is written
+  tarnfs mount --tmpfs=1G image.tar /mnt           # writes to memory
+  tarnfs mount --read-only image.tar /mnt
+  mount -t fuse.tarnfs image.tar /mnt -o upperdir=/u,workdir=/w
+  tarnfs umount /mnt
+
+Options of -o: ro rw suid nosuid dev nodev exec noexec noatime relatime strictatime
+  nodiratime nosymfollow sync dirsync lazytime allow_other remount, upperdir= workdir=
+  tmpfs[=SIZE] volatile store= fsname= subtype= max_read= log= log_file=; what only fstab's
+  readers mind (auto nofail user _netdev x-* …) is passed over")]
+pub(crate) struct Args {
+    /// The image: a tar
+    #[arg(value_name = "IMAGE")]
+    image: PathBuf,
+    /// The directory to mount on
+    #[arg(value_name = "DIR")]
+    dir: PathBuf,
+    /// Directory for what is written, made if missing
+    #[arg(long, value_name = "DIR", conflicts_with = "tmpfs")]
+    upper: Option<PathBuf>,
+    /// Work directory on the same filesystem as the upper [default: the upper's path with .work]
+    #[arg(long, value_name = "DIR", requires = "upper")]
+    work: Option<PathBuf>,
+    /// Write to a private tmpfs (of this size; default: half of the memory)
+    #[arg(
+        long,
+        value_name = "SIZE",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "",
+        conflicts_with = "read_only"
+    )]
+    tmpfs: Option<String>,
+    /// No writes at all
+    #[arg(short, long)]
+    read_only: bool,
+    /// Stay in the foreground
+    #[arg(short, long)]
+    foreground: bool,
+    /// Mount options as for mount(8), comma-separated
+    #[arg(short = 'o', value_name = "OPTS", allow_hyphen_values = true)]
+    options: Vec<OsString>,
+    /// Pass over unknown mount options
+    #[arg(skip)]
+    sloppy: bool,
+}
+
+impl Args {
+    /// As mount(8) calls its helper.
+    pub(super) fn for_helper(
+        image: PathBuf,
+        dir: PathBuf,
+        options: Vec<OsString>,
+        sloppy: bool,
+    ) -> Self {
+        Self {
+            image,
+            dir,
+            upper: None,
+            work: None,
+            tmpfs: None,
+            read_only: false,
+            foreground: false,
+            options,
+            sloppy,
+        }
+    }
+}
+
+/// Where writes go.
+#[derive(Debug, PartialEq, Eq)]
+enum Writes {
+    /// Nowhere.
+    Refused,
+    /// To the user's directories.
+    Kept { upper: PathBuf, work: PathBuf },
+    /// To a private tmpfs.
+    Tmpfs(Option<u64>),
+    /// To a private directory in the store.
+    Scratch,
+}
+
+/// Everything that was asked for, in one place and with absolute paths.
+#[derive(Debug)]
+struct Plan {
+    global: Global,
+    image: PathBuf,
+    dir: PathBuf,
+    writes: Writes,
+    options: Options,
+    /// Not even a remount makes it writable.
+    read_only: bool,
+    foreground: bool,
+}
+
+impl Plan {
+    fn new(global: &Global, args: Args) -> anyhow::Result<Self> {
+        let mut options = Options::parse(&args.options, args.sloppy)?;
+        let mut global = global.clone();
+        let absolute =
+            |path: &Path| std::path::absolute(path).with_context(|| path.display().to_string());
+        if let Some(store) = options.store.take() {
+            global.store = Some(store);
+        }
+        if let Some(log) = options.log.take() {
+            global.log = log;
+        }
+        if let Some(file) = options.log_file.take() {
+            global.log_file = Some(file);
+        }
+        for path in [&mut global.store, &mut global.log_file]
+            .into_iter()
+            .flatten()
+        {
+            *path = absolute(path)?;
+        }
+        let tmpfs = match &args.tmpfs {
+            Some(size) if size.is_empty() => Some(None),
+            Some(size) => Some(Some(parse_size(size)?)),
+            None => options.tmpfs,
+        };
+        let upper = args.upper.or(options.upper.take());
+        let work = args.work.or(options.work.take());
+        let ro = args.read_only || options.attrs.has(MountAttrs::RDONLY);
+        let writes = match (upper, work, tmpfs) {
+            (Some(_), _, Some(_)) => bail!("an upper directory and tmpfs exclude each other"),
+            (None, Some(_), _) => bail!("a work directory needs an upper directory (--upper)"),
+            (Some(upper), work, None) => {
+                let upper = absolute(&upper)?;
+                let work = match work {
+                    Some(work) => absolute(&work)?,
+                    None => beside(&upper)?,
+                };
+                Writes::Kept { upper, work }
+            }
+            (None, None, Some(size)) if !ro => Writes::Tmpfs(size),
+            (None, None, None) if !ro => Writes::Scratch,
+            (None, None, _) => Writes::Refused,
+        };
+        if args.read_only {
+            options.attrs.set(MountAttrs::RDONLY);
+        }
+        Ok(Self {
+            global,
+            image: absolute(&args.image)?,
+            dir: absolute(&args.dir)?,
+            read_only: args.read_only || writes == Writes::Refused,
+            writes,
+            options,
+            foreground: args.foreground,
+        })
+    }
+}
+
+/// `U.work` beside `U`: the same filesystem, and not inside it.
+fn beside(upper: &Path) -> anyhow::Result<PathBuf> {
+    let name = upper
+        .file_name()
+        .with_context(|| format!("{}: needs --work", upper.display()))?;
+    let mut name = name.to_owned();
+    name.push(".work");
+    Ok(upper.with_file_name(name))
+}
+
+pub(crate) fn run(global: &Global, args: Args) -> anyhow::Result<ExitCode> {
+    let plan = Plan::new(global, args)?;
+    logging::init(&plan.global)?;
+    if plan.options.remount {
+        return remount(&plan);
+    }
+    if plan.foreground || plan.global.tell_ready {
+        return serve(&plan);
+    }
+    background()
+}
+
+/// All that `run` does before it mounts: mount(8)'s `-f`.
+pub(super) fn check(global: &Global, args: Args) -> anyhow::Result<ExitCode> {
+    let plan = Plan::new(global, args)?;
+    std::fs::File::open(&plan.image).with_context(|| plan.image.display().to_string())?;
+    check_point(&plan.dir, &[])?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Starts this program again as the server, and waits until it can be used or has failed.
+fn background() -> anyhow::Result<ExitCode> {
+    // Where /dev is empty the server cannot even be started; this says what matters.
+    match std::fs::symlink_metadata("/dev/fuse") {
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            return Err(MountError::NoDevice(error).into());
+        }
+        _ => {}
+    }
+    let mut argv = std::env::args_os();
+    let name = argv.next().unwrap_or_else(|| "tarnfs".into());
+    // The same command line and working directory, so the same mount. The server keeps this
+    // terminal until it is ready: its errors and its progress bar go there, and Ctrl-C reaches it.
+    let mut server = Command::new("/proc/self/exe")
+        .arg0(name)
+        .arg(TELL_READY)
+        .args(argv)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("starting the server")?;
+    let mut said = Vec::new();
+    if let Some(pipe) = &mut server.stdout {
+        pipe.read_to_end(&mut said)
+            .context("waiting for the server")?;
+    }
+    if said == READY {
+        return Ok(ExitCode::SUCCESS);
+    }
+    died(&mut server)
+}
+
+/// A server that ended before it was ready has said why, unless it was killed.
+fn died(server: &mut Child) -> anyhow::Result<ExitCode> {
+    let status = server.wait().context("waiting for the server")?;
+    if let Some(signal) = status.signal() {
+        bail!("the server was killed by signal {signal} before the mount was ready");
+    }
+    Ok(ExitCode::FAILURE)
+}
+
+/// Mounts and serves, in this process.
+fn serve(plan: &Plan) -> anyhow::Result<ExitCode> {
+    let own: Vec<&Path> = match &plan.writes {
+        Writes::Kept { upper, work } => vec![upper, work],
+        Writes::Refused | Writes::Tmpfs(_) | Writes::Scratch => Vec::new(),
+    };
+    let point = check_point(&plan.dir, &own)?;
+    // All paths of the plan are absolute.
+    prepare_process().context("preparing the server process")?;
+    let (overlay, scratch) = open_overlay(plan)?;
+    let signals = Signals::install().context("catching signals")?;
+    logging::panics_to_log();
+    let server = Server::start(Arc::new(overlay), &point, &mount_options(plan))?;
+    tracing::info!(image = %plan.image.display(), point = %point.display(), "mounted");
+    if plan.global.tell_ready
+        && let Err(error) = tell_ready()
+    {
+        // Who asked for the mount is gone, or will never know of it.
+        drop(server.cancel()?);
+        return Err(error).context("telling that the mount is ready");
+    }
+    let ended = server.serve(signals)?;
+    drop(scratch);
+    drop(ended);
+    tracing::info!(point = %point.display(), "unmounted");
+    Ok(ExitCode::SUCCESS)
+}
+
+fn tell_ready() -> std::io::Result<()> {
+    let mut out = std::io::stdout();
+    out.write_all(READY)?;
+    out.flush()?;
+    detach_from_terminal()
+}
+
+fn mount_options(plan: &Plan) -> MountOptions {
+    let asked = &plan.options;
+    let source = asked.source.clone();
+    let mut options =
+        MountOptions::new(source.unwrap_or_else(|| plan.image.clone().into_os_string()));
+    if let Some(subtype) = &asked.subtype {
+        options.fuse.subtype.clone_from(subtype);
+    }
+    // A root filesystem is for all its users. An ordinary user's mount is his own, unless he asks
+    // and the administrator allows it.
+    let is_root = rustix::process::geteuid().is_root();
+    options.fuse.allow_other = asked.allow_other.unwrap_or(is_root);
+    options.fuse.read_only = plan.read_only;
+    options.fuse.max_read = asked.max_read;
+    options.fuse.super_flags.clone_from(&asked.super_flags);
+    options.fuse.attrs = asked.attrs;
+    options.state_dirs = state_dirs();
+    options.upper = match &plan.writes {
+        Writes::Kept { upper, .. } => Some(upper.clone()),
+        Writes::Refused | Writes::Tmpfs(_) | Writes::Scratch => None,
+    };
+    options
+}
+
+/// How long a server may take to write out after umount(8).
+const LEAVING: Duration = Duration::from_secs(10);
+/// How long to try where nothing tells who has the upper.
+const UNKNOWN: Duration = Duration::from_secs(1);
+
+/// The upper, when the server that umount(8) has just sent away is done with it.
+fn open_upper(upper: &Path, work: &Path) -> Result<Upper, UpperError> {
+    let start = Instant::now();
+    loop {
+        match Upper::open(upper, work) {
+            Err(UpperError::Busy(_))
+                if start.elapsed() < UNKNOWN && wait_for_leaving(&state_dirs(), upper, LEAVING) =>
+            {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            result => return result,
+        }
+    }
+}
+
+/// The filesystem to serve, and what must live as long as its mount.
+fn open_overlay(plan: &Plan) -> anyhow::Result<(Overlay, Option<Scratch>)> {
+    let (_, lower) = image::open(&plan.global, &plan.image)?;
+    let mut options = overlay::Options {
+        // Nobody finds a private upper again after a crash.
+        volatile: plan.options.volatile || !matches!(plan.writes, Writes::Kept { .. }),
+        ..overlay::Options::default()
+    };
+    if !rustix::process::geteuid().is_root() {
+        // A server that cannot chown shows the image as `tar -x` by the same user leaves it.
+        options.squash = Some((
+            rustix::process::geteuid().as_raw(),
+            rustix::process::getegid().as_raw(),
+        ));
+    }
+    let (upper, scratch) = match &plan.writes {
+        Writes::Refused => return Ok((Overlay::read_only(lower), None)),
+        Writes::Kept { upper, work } => {
+            DirBuilder::new()
+                .recursive(true)
+                .mode(0o755)
+                .create(upper)
+                .map_err(|error| match error.kind() {
+                    // mkdir(2)'s EEXIST for what is no directory.
+                    ErrorKind::AlreadyExists => ErrorKind::NotADirectory.into(),
+                    _ => error,
+                })
+                .with_context(|| format!("upper directory {}", upper.display()))?;
+            (open_upper(upper, work)?, None)
+        }
+        Writes::Tmpfs(size) => {
+            let scratch = Scratch::tmpfs(*size)
+                .context("a private tmpfs takes root (--upper on a tmpfs does not)")?;
+            (
+                Upper::open(&scratch.upper(), &scratch.work())?,
+                Some(scratch),
+            )
+        }
+        Writes::Scratch => {
+            let dir = image::store(&plan.global)?.dir().join("uppers");
+            let scratch = Scratch::on_disk(&dir)
+                .with_context(|| format!("making a private upper in {}", dir.display()))?;
+            (
+                Upper::open(&scratch.upper(), &scratch.work())?,
+                Some(scratch),
+            )
+        }
+    };
+    Ok((Overlay::with_upper(lower, upper, options)?, scratch))
+}
+
+/// `-o remount,…`: changes attributes of the mount; everything else of it stays.
+fn remount(plan: &Plan) -> anyhow::Result<ExitCode> {
+    let path = resolve_point(&plan.dir).with_context(|| plan.dir.display().to_string())?;
+    let mount = find_mount(&path)?
+        .filter(|mount| mount.fs_type == FS_TYPE)
+        .with_context(|| format!("{}: no tarnfs mount to remount", path.display()))?;
+    let read_only = mount.super_options.split(',').any(|option| option == "ro");
+    if read_only && plan.options.attrs.clears(MountAttrs::RDONLY) {
+        bail!(
+            "{}: was mounted read-only for good; unmount it and mount it anew",
+            path.display()
+        );
+    }
+    set_attrs(&path, plan.options.attrs).with_context(|| format!("remount {}", path.display()))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::super::{Cli, Command as CliCommand};
+    use super::*;
+
+    fn plan(line: &str) -> anyhow::Result<Plan> {
+        let argv = format!("tarnfs mount {line}");
+        let cli = Cli::try_parse_from(argv.split(' '))?;
+        match cli.command {
+            CliCommand::Mount(args) => Plan::new(&cli.global, args),
+            other => bail!("{other:?}"),
+        }
+    }
+
+    fn kept(upper: &str, work: &str) -> Writes {
+        Writes::Kept {
+            upper: upper.into(),
+            work: work.into(),
+        }
+    }
+
+    #[test]
+    fn where_writes_go() {
+        assert_eq!(plan("a /m").unwrap().writes, Writes::Scratch);
+        assert_eq!(plan("--read-only a /m").unwrap().writes, Writes::Refused);
+        assert_eq!(plan("-o ro a /m").unwrap().writes, Writes::Refused);
+        assert_eq!(plan("--tmpfs a /m").unwrap().writes, Writes::Tmpfs(None));
+        assert_eq!(
+            plan("--tmpfs=1M a /m").unwrap().writes,
+            Writes::Tmpfs(Some(1 << 20))
+        );
+        assert_eq!(
+            plan("-o tmpfs=1M a /m").unwrap().writes,
+            Writes::Tmpfs(Some(1 << 20))
+        );
+        assert_eq!(
+            plan("--upper /u/ a /m").unwrap().writes,
+            kept("/u/", "/u.work")
+        );
+        assert_eq!(
+            plan("--upper /u --work /w a /m").unwrap().writes,
+            kept("/u", "/w")
+        );
+        assert_eq!(
+            plan("a /m -o upperdir=/u,workdir=/w,ro").unwrap().writes,
+            kept("/u", "/w")
+        );
+    }
+
+    #[test]
+    fn what_excludes_what() {
+        for bad in [
+            "--upper /u --tmpfs a /m",
+            "--work /w a /m",
+            "-o workdir=/w a /m",
+            "-o tmpfs,upperdir=/u a /m",
+            "--tmpfs=none a /m",
+            "-o bogus a /m",
+            "--upper / a /m",
+        ] {
+            assert!(plan(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn read_only_for_good_or_for_now() {
+        let for_now = plan("-o ro,upperdir=/u a /m").unwrap();
+        assert!(!for_now.read_only && for_now.options.attrs.has(MountAttrs::RDONLY));
+        let for_good = plan("--read-only --upper /u a /m").unwrap();
+        assert!(for_good.read_only && for_good.options.attrs.has(MountAttrs::RDONLY));
+        assert!(plan("-o ro a /m").unwrap().read_only);
+    }
+
+    #[test]
+    fn options_speak_for_the_command_line() {
+        let plan = plan("-o store=s,log=debug,log_file=/l a m").unwrap();
+        assert_eq!(plan.global.log, "debug");
+        assert_eq!(plan.global.log_file, Some("/l".into()));
+        assert!(plan.global.store.unwrap().is_absolute());
+        assert!(plan.image.is_absolute() && plan.dir.is_absolute());
+    }
+}

@@ -1,0 +1,18 @@
+//! tarnfs: a copy-on-write filesystem that serves files lazily straight out of indexed,
+//! uncompressed tars. docs/ARCHITECTURE.md holds the map.
+
+pub mod inode;
+pub mod name;
+
+pub mod sys;
+
+pub mod actor;
+pub mod erofs;
+pub mod fuse;
+pub mod index;
+pub mod lower;
+pub mod mount;
+pub mod overlay;
+pub mod store;
+pub mod tar;
+pub mod upper;
