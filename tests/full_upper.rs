@@ -8,6 +8,7 @@ mod common;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use common::{Mount, Sandbox, can_mount, has, ok};
 use rustix::fs::{CWD, RenameFlags};
@@ -59,6 +60,15 @@ impl Full {
         }
         fs::create_dir(disk.join("upper")).unwrap();
         Self { sandbox, tar, disk }
+    }
+
+    /// As soon as the server has closed what was just written, of which the kernel tells it late.
+    fn becomes_read_only(&self) {
+        let until = Instant::now() + Duration::from_secs(60);
+        while let Err(error) = mount_remount(&self.disk, MountFlags::RDONLY, c"") {
+            assert!(error == Errno::BUSY && Instant::now() < until, "{error}");
+            std::thread::yield_now();
+        }
     }
 
     fn mount(&self) -> Mount<'_> {
@@ -208,7 +218,7 @@ fn an_upper_that_becomes_read_only() {
     let mount = full.mount();
     append(&mount.at("big")).unwrap();
     let before = show(mount.path());
-    mount_remount(&full.disk, MountFlags::RDONLY, c"").unwrap();
+    full.becomes_read_only();
     for name in ["big", "l1", "d/d1/f"] {
         assert_eq!(errno(append(&mount.at(name))), Some(Errno::ROFS), "{name}");
         let renamed = fs::rename(mount.at(name), mount.at("moved"));

@@ -338,11 +338,15 @@ fn regression_an_upper_right_after_umount8() {
     let bench = Bench::new();
     for round in 0..50 {
         bench.mounted(&["--upper", "up"]);
-        fs::write(bench.mnt().join("dir/new"), round.to_string()).unwrap();
-        let done = Command::new("umount").arg(bench.mnt()).status();
+        // Not written by this process: a child that another test forks would hold the file.
+        let script = format!("echo {round} >mnt/dir/new && umount mnt");
+        let done = Command::new("sh")
+            .args(["-c", &script])
+            .current_dir(bench.path(""))
+            .status();
         assert!(done.unwrap().success());
     }
-    assert_eq!(fs::read(bench.path("up/dir/new")).unwrap(), b"49");
+    assert_eq!(fs::read(bench.path("up/dir/new")).unwrap(), b"49\n");
 }
 
 #[test]

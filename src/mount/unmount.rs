@@ -2,12 +2,21 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use super::registry::{Watch, state_dirs};
 use super::{FS_TYPE, MountError, find_mount, resolve_point};
 use crate::sys;
 use crate::sys::mount::MountPoint;
+
+/// How long a busy mount is asked for again. A process between fork(2) and execve(2) holds what
+/// its parent had open, and a file that was just closed is let go of a moment later; neither is
+/// what "busy" means to a person.
+const MOMENT: Duration = Duration::from_millis(500);
+
+/// Between two attempts.
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// How to unmount.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,7 +55,7 @@ pub fn unmount(point: &Path, how: How) -> Result<Unmounted, MountError> {
     if how.force {
         abort(mount.minor, &mount.path)?;
     }
-    if !detach(&mount.path, how.lazy || how.force)? {
+    if !detach_soon(&mount.path, how)? {
         return Ok(Unmounted::NotMounted);
     }
     let Some(watch) = watch else {
@@ -126,6 +135,17 @@ fn abort(minor: u32, point: &Path) -> Result<(), MountError> {
             Ok(())
         }
         result => result.map_err(MountError::system(format!("abort connection {minor}"))),
+    }
+}
+
+/// As [`detach`], again for a moment while a process is in the way.
+fn detach_soon(path: &Path, how: How) -> Result<bool, MountError> {
+    let until = Instant::now() + how.wait.min(MOMENT);
+    loop {
+        match detach(path, how.lazy || how.force) {
+            Err(MountError::Busy(_)) if Instant::now() < until => thread::sleep(PAUSE),
+            other => return other,
+        }
     }
 }
 
