@@ -12,7 +12,8 @@
 //! Lock order: an inode's `copying` → its ancestors' `copying` → `entries` of directories (two:
 //! lower number first) → `place` of nodes (two: lower number first; a directory's parent's may
 //! be read under its own) → the table's slots and the small leaf locks in [`node`]. Nothing but
-//! `copying`, `entries` and `place` is held across a system call.
+//! `copying`, `entries` and `place` is held across a system call. Debug builds assert the order
+//! ([`order`]).
 //!
 //! It never follows a symbolic link, never changes the lower, and never leaves an operation half
 //! done: what can be neither finished nor undone poisons the overlay ([`Error::Poisoned`]).
@@ -28,6 +29,7 @@ mod links;
 mod locate;
 mod lookup;
 mod node;
+mod order;
 mod remove;
 mod rename;
 mod room;

@@ -18,6 +18,7 @@ use dashmap::DashMap;
 use dashmap::mapref::entry::Entry as Slots;
 
 use super::Ino;
+use super::order::{Class, Held, Lock};
 use super::room::{Leaving, Orphan};
 use crate::inode::Kind;
 use crate::lower::Nid;
@@ -171,20 +172,33 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Node {
-    pub(super) fn place(&self) -> RwLockReadGuard<'_, Place> {
-        self.place.read().unwrap_or_else(PoisonError::into_inner)
+    fn ordered<G>(&self, class: Class, take: impl FnOnce() -> G) -> Held<G> {
+        let lock = Lock {
+            class,
+            ino: self.ino,
+            is_dir: self.kind == Kind::Dir,
+        };
+        Held::take(lock, take)
     }
 
-    pub(super) fn place_mut(&self) -> RwLockWriteGuard<'_, Place> {
-        self.place.write().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn place(&self) -> Held<RwLockReadGuard<'_, Place>> {
+        self.ordered(Class::PlaceRead, || {
+            self.place.read().unwrap_or_else(PoisonError::into_inner)
+        })
     }
 
-    pub(super) fn lock_copying(&self) -> MutexGuard<'_, ()> {
-        lock(&self.copying)
+    pub(super) fn place_mut(&self) -> PlaceMut<'_> {
+        self.ordered(Class::PlaceWrite, || {
+            self.place.write().unwrap_or_else(PoisonError::into_inner)
+        })
     }
 
-    pub(super) fn lock_entries(&self) -> MutexGuard<'_, ()> {
-        lock(&self.entries)
+    pub(super) fn lock_copying(&self) -> Held<MutexGuard<'_, ()>> {
+        self.ordered(Class::Copying, || lock(&self.copying))
+    }
+
+    pub(super) fn lock_entries(&self) -> Held<MutexGuard<'_, ()>> {
+        self.ordered(Class::Entries, || lock(&self.entries))
     }
 
     pub(super) fn is_upper(&self) -> bool {
@@ -229,11 +243,11 @@ impl Node {
     }
 }
 
+/// A place, to change.
+type PlaceMut<'a> = Held<RwLockWriteGuard<'a, Place>>;
+
 /// The places of two nodes, locked in the order of their numbers.
-pub(super) fn places_mut<'a>(
-    a: &'a Node,
-    b: &'a Node,
-) -> (RwLockWriteGuard<'a, Place>, RwLockWriteGuard<'a, Place>) {
+pub(super) fn places_mut<'a>(a: &'a Node, b: &'a Node) -> (PlaceMut<'a>, PlaceMut<'a>) {
     if a.ino < b.ino {
         let first = a.place_mut();
         (first, b.place_mut())
