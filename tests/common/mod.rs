@@ -251,6 +251,14 @@ impl Mount<'_> {
         )
     }
 
+    /// The server's process.
+    pub(crate) fn server(&self) -> u32 {
+        let mount = tarnfs::mount::find_mount(&self.dir).unwrap().unwrap();
+        let record = fs::read(format!("/run/tarnfs/{}.json", mount.minor)).unwrap();
+        let record: tarnfs::mount::Record = serde_json::from_slice(&record).unwrap();
+        record.pid
+    }
+
     /// Unmounts with `tarnfs umount`; when this returns, the server has ended.
     pub(crate) fn unmount(mut self) {
         self.over = true;
