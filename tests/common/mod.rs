@@ -262,8 +262,11 @@ impl Mount<'_> {
     /// Unmounts with `tarnfs umount`; when this returns, the server has ended.
     pub(crate) fn unmount(mut self) {
         self.over = true;
-        self.sandbox
-            .tarnfs_ok([OsStr::new("umount"), self.dir.as_os_str()]);
+        self.sandbox.tarnfs_ok([
+            "umount".as_ref(),
+            "--timeout=240".as_ref(),
+            self.dir.as_os_str(),
+        ]);
         assert!(
             mounts_below(&self.dir).is_empty(),
             "still mounted after umount"
