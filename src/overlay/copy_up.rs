@@ -29,7 +29,8 @@ impl Overlay {
         self.copy_up_cut(nid, u64::MAX)
     }
 
-    /// The same for a file of which only the first `size` bytes are needed.
+    /// The same for a file that is about to be cut to `size` bytes: of one with one name, the copy
+    /// is cut already.
     pub(super) fn copy_up_cut(&self, nid: Nid, size: u64) -> Result<Arc<Node>> {
         let attr = self.lower.attr(nid)?;
         if attr.kind == Kind::Dir {
@@ -48,6 +49,8 @@ impl Overlay {
                 name,
             });
         }
+        // Names that are given one after the other must not show that the file has been cut.
+        let size = if links.len() > 1 { u64::MAX } else { size };
         let temp = self.copy(nid, &attr, size)?;
         let id = fs::fstat(temp.fd()).doing("reading attributes")?.attr.ino;
         match links.as_slice() {
@@ -165,6 +168,11 @@ impl Overlay {
                 .doing("setting a mark")?;
         }
         self.copy_times(nid, temp.fd())?;
+        if attr.kind == Kind::File && size < attr.size {
+            // The name that shows this shows a file that has been cut (truncate(2)).
+            let now = Some(SetTime::Now);
+            fs::utimens(temp.fd(), None, now).doing("setting times")?;
+        }
         if attr.kind == Kind::File && attr.size > 0 && !self.options.volatile {
             fs::sync(temp.fd(), false).doing("syncing a copy")?;
         }
@@ -281,10 +289,12 @@ impl Overlay {
     }
 
     fn becomes_orphan(&self, node: &Arc<Node>, fd: OwnedFd, id: u64) {
+        let mut orphan = self.table.leaving().orphan(Arc::new(fd));
+        orphan.leave();
         *node.place_mut() = Place::Upper {
             id,
             links: Vec::new(),
-            orphan: Some(self.table.leaving().orphan(Arc::new(fd))),
+            orphan: Some(orphan),
         };
     }
 

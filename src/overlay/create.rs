@@ -155,6 +155,12 @@ impl Overlay {
             && (birth.caller.uid, birth.caller.gid) == upper.ids();
         let (fd, stat) = if in_place {
             match self.bear_in_place(birth, dir.as_fd(), name, default_acl.is_some()) {
+                Ok(made) => {
+                    if birth.kind() == Kind::Dir {
+                        parent.dir.add_subdirs(1);
+                    }
+                    Ok(made)
+                }
                 Err(Error::Upper {
                     errno: Errno::EXIST,
                     ..
@@ -179,7 +185,6 @@ impl Overlay {
         };
         if birth.kind() == Kind::Dir {
             node.dir.note(FACT_PURE);
-            parent.dir.add_subdirs(1);
         }
         let attr = match birth.blank() {
             Blank::NullDevice => self.node_attr(&node)?,
@@ -230,23 +235,33 @@ impl Overlay {
         let made = match birth.what {
             Make::File => {
                 let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
-                return self.settle_mode(
-                    fs::open(dir, name, flags, mode).doing("creating")?,
-                    perm,
-                    inherits,
-                    Kind::File,
-                );
+                fs::open(dir, name, flags, mode).map(Some)
             }
-            Make::Dir => fs::mkdir(dir, name, mode),
-            Make::Symlink(target) => fs::symlink(target, dir, name),
-            Make::Char(rdev) => fs::mknod(dir, name, Kind::Char, mode, rdev),
-            Make::Block(rdev) => fs::mknod(dir, name, Kind::Block, mode, rdev),
-            Make::Fifo => fs::mknod(dir, name, Kind::Fifo, mode, 0),
-            Make::Socket => fs::mknod(dir, name, Kind::Socket, mode, 0),
+            Make::Dir => fs::mkdir(dir, name, mode).map(|()| None),
+            Make::Symlink(target) => fs::symlink(target, dir, name).map(|()| None),
+            Make::Char(rdev) => fs::mknod(dir, name, Kind::Char, mode, rdev).map(|()| None),
+            Make::Block(rdev) => fs::mknod(dir, name, Kind::Block, mode, rdev).map(|()| None),
+            Make::Fifo => fs::mknod(dir, name, Kind::Fifo, mode, 0).map(|()| None),
+            Make::Socket => fs::mknod(dir, name, Kind::Socket, mode, 0).map(|()| None),
         };
-        made.doing("creating")?;
-        let fd = fs::open(dir, name, OFlags::PATH, 0).doing("opening")?;
-        self.settle_mode(fd, perm, inherits, birth.kind())
+        let opened = made.doing("creating")?;
+        let kind = birth.kind();
+        let settled = match opened {
+            Some(fd) => Ok(fd),
+            None => fs::open(dir, name, OFlags::PATH, 0).doing("opening"),
+        }
+        .and_then(|fd| self.settle_mode(fd, perm, inherits, kind));
+        if settled.is_err() {
+            // The caller is told that there is none.
+            let undone = match kind {
+                Kind::Dir => fs::rmdir(dir, name),
+                _ => fs::unlink(dir, name),
+            };
+            if let Err(errno) = undone {
+                tracing::warn!(%errno, "leaving a new entry whose creation was refused");
+            }
+        }
+        settled
     }
 
     /// The process's umask is not ours to change: what it took away is put back.
@@ -298,6 +313,10 @@ impl Overlay {
                 .doing("setting a mark")?;
         }
         let fd = self.settle(temp, dir.as_fd(), name, kind, vacancy)?;
+        if kind == Kind::Dir {
+            // It is there, whatever comes after.
+            parent.dir.add_subdirs(1);
+        }
         let stat = fs::fstat(fd.as_fd()).doing("reading attributes")?;
         Ok((fd, stat))
     }

@@ -230,7 +230,7 @@ impl Overlay {
         let fd = self.writing(handle)?;
         let mode = u32::try_from(mode).ok().and_then(FallocateFlags::from_bits);
         let mode = mode.ok_or(Error::Refused(Errno::OPNOTSUPP))?;
-        self.with_room(|| rustix::fs::fallocate(&*fd, mode, offset, len).doing("allocating"))
+        self.with_room(|| fs::fallocate(fd.as_fd(), mode, offset, len).doing("allocating"))
     }
 
     /// lseek(2) with SEEK_DATA, SEEK_HOLE.
@@ -279,16 +279,15 @@ impl Overlay {
         let out = self.writing(to)?;
         match self.backing(&*self.file(from)?)? {
             Backing::Upper(fd, _) => {
-                let (mut from_at, mut to_at) = (from_offset, to_offset);
-                rustix::fs::copy_file_range(&*fd, Some(&mut from_at), &*out, Some(&mut to_at), len)
+                fs::copy_range(fd.as_fd(), from_offset, out.as_fd(), to_offset, len)
                     .doing("copying")
             }
             Backing::Lower(nid) => {
                 let mut buf = vec![0_u8; len.min(COPY_MAX)];
                 let got = self.lower.read(nid, from_offset, &mut buf)?;
                 let data = buf.get(..got).unwrap_or_default();
-                write_all(out.as_fd(), to_offset, data).doing("copying")?;
-                Ok(got)
+                // As of write(2): what there was room for is told before the error is.
+                fs::write(out.as_fd(), to_offset, data).doing("copying")
             }
         }
     }

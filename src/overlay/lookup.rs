@@ -303,10 +303,16 @@ impl Overlay {
                 ino,
                 kind: found.stat.attr.kind,
                 lower: found.lower,
-                place: Place::Upper {
-                    id,
-                    links: Vec::new(),
-                    orphan: None,
+                // One of the image is not in the upper until a name leads there: if that cannot be
+                // made sure of, nothing has become known.
+                place: if ino < UPPER_BASE {
+                    Place::Lower
+                } else {
+                    Place::Upper {
+                        id,
+                        links: Vec::new(),
+                        orphan: None,
+                    }
                 },
             };
             let (node, new) = self.table.intern(seed);

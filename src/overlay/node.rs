@@ -73,6 +73,9 @@ impl Place {
         let lost = links.swap_remove(at);
         if links.is_empty() {
             *orphan = last;
+            if let Some(orphan) = orphan {
+                orphan.leave();
+            }
         }
         Some(lost)
     }

@@ -27,9 +27,10 @@ pub(super) fn gone_dir(
     place: &mut Place,
     parent: &Arc<Node>,
     name: &Name,
+    orphan: Option<Orphan>,
 ) -> Option<Link> {
     node.dir.note(FACT_REMOVED);
-    place.lose(parent, name, None)
+    place.lose(parent, name, orphan)
 }
 
 impl Overlay {
@@ -120,6 +121,7 @@ impl Overlay {
         if node.kind == Kind::Dir {
             let own = self.dir_fd(&node)?;
             self.table.keep_removed_dir_fd(&node, &own);
+            let orphan = self.table.leaving().orphan(own);
             // Held through the system call, so that nobody goes by the name meanwhile.
             let mut place = node.place_mut();
             if hides {
@@ -135,7 +137,7 @@ impl Overlay {
                     other => other.doing("removing a directory")?,
                 }
             }
-            let dropped = gone_dir(&node, &mut place, parent, name);
+            let dropped = gone_dir(&node, &mut place, parent, name, Some(orphan));
             drop(place);
             drop(dropped);
             return Ok(());

@@ -222,7 +222,7 @@ impl Overlay {
             Some(node) if node.kind == Kind::Dir => {
                 let fd = self.dir_fd(node)?;
                 self.table.keep_removed_dir_fd(node, &fd);
-                None
+                Some(self.table.leaving().orphan(fd))
             }
             Some(node) => self.orphan(node)?,
             None => None,
@@ -240,7 +240,7 @@ impl Overlay {
             let own = place.lose(&from.parent, from.name, None);
             let other = match (&mut victim_place, victim) {
                 (Some(place), Some(node)) if node.kind == Kind::Dir => {
-                    gone_dir(node, place, &to.parent, to.name)
+                    gone_dir(node, place, &to.parent, to.name, victim_last)
                 }
                 (Some(place), Some(_)) => place.lose(&to.parent, to.name, victim_last),
                 _ => None,

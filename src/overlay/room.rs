@@ -5,6 +5,8 @@
 //! make room would still find none; so an operation that finds none waits for those moments.
 
 use std::os::fd::OwnedFd;
+#[cfg(test)]
+use std::sync::MutexGuard;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -28,23 +30,27 @@ pub(super) struct Leaving {
 struct Count {
     leaving: usize,
     left: u64,
+    #[cfg(test)]
+    waiting: usize,
 }
 
-/// Leads to an inode of the upper that no name leads to.
+/// Leads to an inode of the upper that no name leads to, or soon none will.
 #[derive(Debug)]
 pub(super) struct Orphan {
     /// Taken when it ends, before anybody is told.
     fd: Option<Arc<OwnedFd>>,
     leaving: Arc<Leaving>,
+    /// Whether its last name has gone: the end of one that kept its name makes no room.
+    leaves: bool,
 }
 
 impl Leaving {
+    /// What an inode is to go on with when its last name goes.
     pub(super) fn orphan(self: &Arc<Self>, fd: Arc<OwnedFd>) -> Orphan {
-        let mut count = lock(&self.count);
-        count.leaving = count.leaving.saturating_add(1);
         Orphan {
             fd: Some(fd),
             leaving: Arc::clone(self),
+            leaves: false,
         }
     }
 
@@ -52,19 +58,44 @@ impl Leaving {
         lock(&self.count).left
     }
 
-    /// Waits until another one has left since `before`; `false` if none is to be expected.
+    /// Waits until another one has left since `before`; `false` if none is to be expected, or it
+    /// is too late.
     fn await_one(&self, before: u64, until: Instant) -> bool {
         let still = |count: &mut Count| count.left == before && count.leaving > 0;
         let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return false;
+        }
+        let count = lock(&self.count);
+        #[cfg(test)]
+        let count = waiting(count, 1);
         let (count, _) = self
             .event
-            .wait_timeout_while(lock(&self.count), left, still)
+            .wait_timeout_while(count, left, still)
             .unwrap_or_else(PoisonError::into_inner);
+        #[cfg(test)]
+        let count = waiting(count, -1);
         count.left != before
     }
 }
 
+/// Notes for tests that somebody has begun to wait, or waits no more.
+#[cfg(test)]
+fn waiting(mut count: MutexGuard<'_, Count>, change: isize) -> MutexGuard<'_, Count> {
+    count.waiting = count.waiting.saturating_add_signed(change);
+    count
+}
+
 impl Orphan {
+    /// Its last name has gone.
+    pub(super) fn leave(&mut self) {
+        if !self.leaves {
+            self.leaves = true;
+            let mut count = lock(&self.leaving.count);
+            count.leaving = count.leaving.saturating_add(1);
+        }
+    }
+
     pub(super) fn fd(&self) -> Option<&Arc<OwnedFd>> {
         self.fd.as_ref()
     }
@@ -73,6 +104,9 @@ impl Orphan {
 impl Drop for Orphan {
     fn drop(&mut self) {
         drop(self.fd.take());
+        if !self.leaves {
+            return;
+        }
         let mut count = lock(&self.leaving.count);
         count.leaving = count.leaving.saturating_sub(1);
         count.left = count.left.wrapping_add(1);
@@ -103,5 +137,11 @@ impl Overlay {
                 other => return other,
             }
         }
+    }
+
+    /// Whether an operation waits for room.
+    #[cfg(test)]
+    pub(super) fn waits_for_room(&self) -> bool {
+        lock(&self.table.leaving().count).waiting > 0
     }
 }

@@ -1,26 +1,44 @@
-//! Faults for tests: the n-th call that changes something fails, on this thread.
+//! Faults for tests: the n-th system call of an operation fails, or the process dies at it; on
+//! this thread.
 //!
 //! A crash between two system calls is the same as refusing every call from one on: nothing more
-//! reaches the disk.
+//! reaches the disk. That is quick to try; that it is the same is tried too ([`Fault::Kill`]).
 
 use std::cell::Cell;
 
 use rustix::io::{Errno, Result};
 
-/// What happens at the n-th change.
+/// What happens at the n-th call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fault {
-    /// That one fails with this errno.
+    /// The n-th change fails with this errno.
     Once(Errno),
-    /// That one and all after it fail: the process is dead.
+    /// From the n-th change on there is no room: this errno for all that may need some.
+    Full(Errno),
+    /// The n-th call that opens or looks at something fails with this errno.
+    Blind(Errno),
+    /// The n-th change and all after it fail: the process is dead.
     Crash,
+    /// The process is killed before the n-th change.
+    Kill,
+}
+
+/// What a call does, as far as faults ask.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Call {
+    /// Opens or looks at something, and changes nothing.
+    Look,
+    /// Changes something, and needs no room for it.
+    Change,
+    /// Changes something, and may need room for it.
+    Grow,
 }
 
 thread_local! {
     static PLAN: Cell<Option<(usize, Fault)>> = const { Cell::new(None) };
 }
 
-/// Lets `n` changes pass and then `fault` happen.
+/// Lets n - 1 calls of the fault's kind pass and `fault` happen at the n-th.
 pub(crate) fn plan(n: usize, fault: Fault) {
     PLAN.set(Some((n, fault)));
 }
@@ -30,21 +48,29 @@ pub(crate) fn end() -> bool {
     !matches!(PLAN.take(), Some((n, _)) if n > 0)
 }
 
-pub(crate) fn change() -> Result<()> {
-    match PLAN.get() {
-        None => Ok(()),
-        Some((0, Fault::Crash)) => Err(Errno::IO),
-        Some((0, Fault::Once(_))) => Ok(()),
-        Some((1, fault)) => {
-            PLAN.set(Some((0, fault)));
-            match fault {
-                Fault::Once(errno) => Err(errno),
-                Fault::Crash => Err(Errno::IO),
-            }
+/// Every system call that a fault may hit passes here first.
+pub(crate) fn pass(call: Call) -> Result<()> {
+    let Some((n, fault)) = PLAN.get() else {
+        return Ok(());
+    };
+    let hits = match fault {
+        Fault::Blind(_) => call == Call::Look,
+        Fault::Full(_) => call == Call::Grow,
+        Fault::Once(_) | Fault::Crash | Fault::Kill => call != Call::Look,
+    };
+    if !hits {
+        return Ok(());
+    }
+    PLAN.set(Some((n.saturating_sub(1), fault)));
+    match (n, fault) {
+        (1, Fault::Once(errno) | Fault::Blind(errno)) | (0 | 1, Fault::Full(errno)) => Err(errno),
+        (0 | 1, Fault::Crash) => Err(Errno::IO),
+        (1, Fault::Kill) => {
+            let me = rustix::process::getpid();
+            rustix::process::kill_process(me, rustix::process::Signal::KILL)?;
+            // The signal is there before the call returns: this is never reached.
+            Err(Errno::IO)
         }
-        Some((n, fault)) => {
-            PLAN.set(Some((n - 1, fault)));
-            Ok(())
-        }
+        _ => Ok(()),
     }
 }

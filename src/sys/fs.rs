@@ -10,8 +10,8 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, OFlags, RawDir, RenameFlags, ResolveFlags, StatxFlags, Timespec,
-    Timestamps, Uid, XattrFlags,
+    AtFlags, FallocateFlags, FileType, Gid, Mode, OFlags, RawDir, RenameFlags, ResolveFlags,
+    StatxFlags, Timespec, Timestamps, Uid, XattrFlags,
 };
 use rustix::io::{Errno, Result};
 
@@ -27,15 +27,14 @@ pub struct Stat {
     pub dev: (u32, u32),
 }
 
-/// Every call that changes something passes here first: the seam where tests refuse one.
-#[cfg(not(test))]
-#[inline]
-fn change() -> Result<()> {
-    Ok(())
+/// Every call passes here first, by what it does: the seam where tests refuse one
+/// (`super::faults`).
+macro_rules! pass {
+    ($call:ident) => {
+        #[cfg(test)]
+        super::faults::pass(super::faults::Call::$call)?;
+    };
 }
-
-#[cfg(test)]
-use super::faults::change;
 
 fn beneath() -> ResolveFlags {
     ResolveFlags::BENEATH
@@ -50,8 +49,12 @@ fn beneath() -> ResolveFlags {
 /// openat2(2)'s.
 pub fn open(dir: BorrowedFd<'_>, name: &[u8], flags: OFlags, mode: u32) -> Result<OwnedFd> {
     let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    if flags.intersects(OFlags::CREATE | OFlags::TRUNC) {
-        change()?;
+    if flags.contains(OFlags::CREATE) {
+        pass!(Grow);
+    } else if flags.contains(OFlags::TRUNC) {
+        pass!(Change);
+    } else {
+        pass!(Look);
     }
     let mode = if flags.contains(OFlags::CREATE) {
         Mode::from_raw_mode(mode)
@@ -72,6 +75,11 @@ pub fn open(dir: BorrowedFd<'_>, name: &[u8], flags: OFlags, mode: u32) -> Resul
 /// # Errors
 /// open(2)'s.
 pub fn reopen(fd: BorrowedFd<'_>, flags: OFlags) -> Result<OwnedFd> {
+    if flags.contains(OFlags::TRUNC) {
+        pass!(Change);
+    } else {
+        pass!(Look);
+    }
     rustix::fs::open(
         fd_path(fd).as_str(),
         (flags | OFlags::CLOEXEC) & !OFlags::NOFOLLOW,
@@ -116,6 +124,7 @@ fn convert(x: &rustix::fs::Statx) -> Result<Stat> {
 /// # Errors
 /// statx(2)'s.
 pub fn stat(dir: BorrowedFd<'_>, name: &[u8]) -> Result<Stat> {
+    pass!(Look);
     let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
     convert(&rustix::fs::statx(
         dir,
@@ -130,6 +139,7 @@ pub fn stat(dir: BorrowedFd<'_>, name: &[u8]) -> Result<Stat> {
 /// # Errors
 /// statx(2)'s.
 pub fn fstat(fd: BorrowedFd<'_>) -> Result<Stat> {
+    pass!(Look);
     convert(&rustix::fs::statx(
         fd,
         c"",
@@ -143,7 +153,7 @@ pub fn fstat(fd: BorrowedFd<'_>) -> Result<Stat> {
 /// # Errors
 /// chmod(2)'s.
 pub fn chmod(fd: BorrowedFd<'_>, perm: u16) -> Result<()> {
-    change()?;
+    pass!(Change);
     rustix::fs::chmod(fd_path(fd).as_str(), Mode::from_raw_mode(u32::from(perm)))
 }
 
@@ -152,7 +162,7 @@ pub fn chmod(fd: BorrowedFd<'_>, perm: u16) -> Result<()> {
 /// # Errors
 /// chown(2)'s.
 pub fn chown(fd: BorrowedFd<'_>, uid: Option<u32>, gid: Option<u32>) -> Result<()> {
-    change()?;
+    pass!(Change);
     rustix::fs::chownat(
         fd,
         c"",
@@ -167,7 +177,7 @@ pub fn chown(fd: BorrowedFd<'_>, uid: Option<u32>, gid: Option<u32>) -> Result<(
 /// # Errors
 /// utimensat(2)'s.
 pub fn utimens(fd: BorrowedFd<'_>, atime: Option<SetTime>, mtime: Option<SetTime>) -> Result<()> {
-    change()?;
+    pass!(Change);
     let spec = |time: Option<SetTime>| match time {
         None => Timespec {
             tv_sec: 0,
@@ -201,7 +211,7 @@ pub fn utimens(fd: BorrowedFd<'_>, atime: Option<SetTime>, mtime: Option<SetTime
 /// # Errors
 /// mknodat(2)'s.
 pub fn mknod(dir: BorrowedFd<'_>, name: &[u8], kind: Kind, perm: u32, rdev: u64) -> Result<()> {
-    change()?;
+    pass!(Grow);
     let kind = match kind {
         Kind::File => FileType::RegularFile,
         Kind::Char => FileType::CharacterDevice,
@@ -218,7 +228,7 @@ pub fn mknod(dir: BorrowedFd<'_>, name: &[u8], kind: Kind, perm: u32, rdev: u64)
 /// # Errors
 /// mkdirat(2)'s.
 pub fn mkdir(dir: BorrowedFd<'_>, name: &[u8], perm: u32) -> Result<()> {
-    change()?;
+    pass!(Grow);
     rustix::fs::mkdirat(dir, name, Mode::from_raw_mode(perm))
 }
 
@@ -227,7 +237,7 @@ pub fn mkdir(dir: BorrowedFd<'_>, name: &[u8], perm: u32) -> Result<()> {
 /// # Errors
 /// symlinkat(2)'s.
 pub fn symlink(target: &[u8], dir: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
-    change()?;
+    pass!(Grow);
     rustix::fs::symlinkat(target, dir, name)
 }
 
@@ -236,7 +246,7 @@ pub fn symlink(target: &[u8], dir: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
 /// # Errors
 /// linkat(2)'s.
 pub fn link(from: BorrowedFd<'_>, name: &[u8], to: BorrowedFd<'_>, new: &[u8]) -> Result<()> {
-    change()?;
+    pass!(Grow);
     rustix::fs::linkat(from, name, to, new, AtFlags::empty())
 }
 
@@ -245,7 +255,7 @@ pub fn link(from: BorrowedFd<'_>, name: &[u8], to: BorrowedFd<'_>, new: &[u8]) -
 /// # Errors
 /// linkat(2)'s; ENOENT when it has no name left.
 pub fn link_fd(fd: BorrowedFd<'_>, to: BorrowedFd<'_>, new: &[u8]) -> Result<()> {
-    change()?;
+    pass!(Grow);
     let flags = AtFlags::SYMLINK_FOLLOW;
     rustix::fs::linkat(rustix::fs::CWD, fd_path(fd).as_str(), to, new, flags)
 }
@@ -255,7 +265,7 @@ pub fn link_fd(fd: BorrowedFd<'_>, to: BorrowedFd<'_>, new: &[u8]) -> Result<()>
 /// # Errors
 /// unlinkat(2)'s.
 pub fn unlink(dir: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
-    change()?;
+    pass!(Change);
     rustix::fs::unlinkat(dir, name, AtFlags::empty())
 }
 
@@ -264,7 +274,7 @@ pub fn unlink(dir: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
 /// # Errors
 /// unlinkat(2)'s.
 pub fn rmdir(dir: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
-    change()?;
+    pass!(Change);
     rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR)
 }
 
@@ -279,7 +289,7 @@ pub fn rename(
     new: &[u8],
     flags: RenameFlags,
 ) -> Result<()> {
-    change()?;
+    pass!(Grow);
     rustix::fs::renameat_with(from, name, to, new, flags)
 }
 
@@ -288,6 +298,7 @@ pub fn rename(
 /// # Errors
 /// readlinkat(2)'s.
 pub fn readlink(dir: BorrowedFd<'_>, name: &[u8]) -> Result<Vec<u8>> {
+    pass!(Look);
     rustix::fs::readlinkat(dir, name, Vec::new()).map(std::ffi::CString::into_bytes)
 }
 
@@ -296,8 +307,32 @@ pub fn readlink(dir: BorrowedFd<'_>, name: &[u8]) -> Result<Vec<u8>> {
 /// # Errors
 /// ftruncate(2)'s.
 pub fn truncate(fd: BorrowedFd<'_>, len: u64) -> Result<()> {
-    change()?;
+    pass!(Grow);
     rustix::fs::ftruncate(fd, len)
+}
+
+/// fallocate(2).
+///
+/// # Errors
+/// fallocate(2)'s.
+pub fn fallocate(fd: BorrowedFd<'_>, mode: FallocateFlags, offset: u64, len: u64) -> Result<()> {
+    pass!(Grow);
+    rustix::fs::fallocate(fd, mode, offset, len)
+}
+
+/// copy_file_range(2): how much was copied, perhaps less than `len`.
+///
+/// # Errors
+/// copy_file_range(2)'s.
+pub fn copy_range(
+    from: BorrowedFd<'_>,
+    mut from_offset: u64,
+    to: BorrowedFd<'_>,
+    mut to_offset: u64,
+    len: usize,
+) -> Result<usize> {
+    pass!(Grow);
+    rustix::fs::copy_file_range(from, Some(&mut from_offset), to, Some(&mut to_offset), len)
 }
 
 /// fsync(2), or fdatasync(2).
@@ -305,7 +340,7 @@ pub fn truncate(fd: BorrowedFd<'_>, len: u64) -> Result<()> {
 /// # Errors
 /// fsync(2)'s.
 pub fn sync(fd: BorrowedFd<'_>, datasync: bool) -> Result<()> {
-    change()?;
+    pass!(Change);
     if datasync {
         rustix::fs::fdatasync(fd)
     } else {
@@ -321,9 +356,7 @@ pub fn sync(fd: BorrowedFd<'_>, datasync: bool) -> Result<()> {
 pub fn write(fd: BorrowedFd<'_>, offset: u64, data: &[u8]) -> Result<usize> {
     let mut done = 0_usize;
     while let Some(rest) = data.get(done..).filter(|rest| !rest.is_empty()) {
-        match change()
-            .and_then(|()| rustix::io::pwrite(fd, rest, offset.saturating_add(done as u64)))
-        {
+        match write_once(fd, rest, offset.saturating_add(done as u64)) {
             Ok(0) => break,
             Ok(n) => done = done.saturating_add(n),
             Err(Errno::INTR) => {}
@@ -332,6 +365,11 @@ pub fn write(fd: BorrowedFd<'_>, offset: u64, data: &[u8]) -> Result<usize> {
         }
     }
     Ok(done)
+}
+
+fn write_once(fd: BorrowedFd<'_>, data: &[u8], offset: u64) -> Result<usize> {
+    pass!(Grow);
+    rustix::io::pwrite(fd, data, offset)
 }
 
 /// Fills `buf` from `offset` and answers how much; short only at the end of the file.
@@ -364,6 +402,7 @@ pub fn read(fd: BorrowedFd<'_>, offset: u64, buf: &mut [u8]) -> Result<usize> {
 /// # Errors
 /// getxattr(2)'s but ENODATA and EOPNOTSUPP.
 pub fn getxattr(fd: BorrowedFd<'_>, name: &[u8]) -> Result<Option<Vec<u8>>> {
+    pass!(Look);
     let path = fd_path(fd);
     let mut value = vec![0_u8; 256];
     loop {
@@ -385,6 +424,7 @@ pub fn getxattr(fd: BorrowedFd<'_>, name: &[u8]) -> Result<Option<Vec<u8>>> {
 /// # Errors
 /// listxattr(2)'s but EOPNOTSUPP.
 pub fn listxattr(fd: BorrowedFd<'_>) -> Result<Vec<Vec<u8>>> {
+    pass!(Look);
     let path = fd_path(fd);
     let mut list = vec![0_u8; 1024];
     loop {
@@ -409,7 +449,7 @@ pub fn listxattr(fd: BorrowedFd<'_>) -> Result<Vec<Vec<u8>>> {
 /// # Errors
 /// setxattr(2)'s.
 pub fn setxattr(fd: BorrowedFd<'_>, name: &[u8], value: &[u8], flags: i32) -> Result<()> {
-    change()?;
+    pass!(Grow);
     let flags = u32::try_from(flags).map_err(|_| Errno::INVAL)?;
     let flags = XattrFlags::from_bits(flags).ok_or(Errno::INVAL)?;
     rustix::fs::setxattr(fd_path(fd).as_str(), name, value, flags)
@@ -420,7 +460,7 @@ pub fn setxattr(fd: BorrowedFd<'_>, name: &[u8], value: &[u8], flags: i32) -> Re
 /// # Errors
 /// removexattr(2)'s.
 pub fn removexattr(fd: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
-    change()?;
+    pass!(Change);
     rustix::fs::removexattr(fd_path(fd).as_str(), name)
 }
 

@@ -71,36 +71,40 @@ impl Upper {
     /// # Errors
     /// The creating system call's.
     pub fn temp(&self, blank: Blank<'_>) -> Result<Temp<'_>> {
-        let name = self.temp_name();
-        let work = self.work.as_fd();
+        // From here on what is made is swept if it cannot be opened.
+        let entry = Entry {
+            upper: self,
+            name: self.temp_name(),
+            gone: false,
+        };
+        let (work, name) = (self.work.as_fd(), entry.name.as_slice());
         let path = OFlags::PATH;
         let fd = match blank {
             Blank::File => {
                 let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
-                fs::open(work, &name, flags, 0o600)
+                fs::open(work, name, flags, 0o600)
             }
             Blank::Dir => {
-                fs::mkdir(work, &name, 0o700)?;
-                fs::open(work, &name, path | OFlags::DIRECTORY, 0)
+                fs::mkdir(work, name, 0o700)?;
+                fs::open(work, name, path | OFlags::DIRECTORY, 0)
             }
             Blank::Symlink(target) => {
-                fs::symlink(target, work, &name)?;
-                fs::open(work, &name, path, 0)
+                fs::symlink(target, work, name)?;
+                fs::open(work, name, path, 0)
             }
             Blank::Node(kind, rdev) => {
-                fs::mknod(work, &name, kind, 0o600, rdev)?;
-                fs::open(work, &name, path, 0)
+                fs::mknod(work, name, kind, 0o600, rdev)?;
+                fs::open(work, name, path, 0)
             }
             Blank::NullDevice => {
-                fs::mknod(work, &name, Kind::Char, 0o600, NULL_DEVICE)?;
-                fs::open(work, &name, path, 0)
+                fs::mknod(work, name, Kind::Char, 0o600, NULL_DEVICE)?;
+                fs::open(work, name, path, 0)
             }
         }?;
-        let temp = self.temp_of(name, fd);
         if blank == Blank::NullDevice {
-            self.namespace.set_null_device(temp.fd())?;
+            self.namespace.set_null_device(fd.as_fd())?;
         }
-        Ok(temp)
+        Ok(Temp { entry, fd })
     }
 
     /// Makes a whiteout at a name that the upper does not use yet.
@@ -196,7 +200,10 @@ impl Upper {
     /// # Errors
     /// unlinkat(2)'s.
     pub fn unpend(&self, ino: u64, image: ImageId) -> Result<()> {
-        match fs::unlink(self.pending_dir()?.as_fd(), number(ino, image).as_bytes()) {
+        let Some(dir) = self.open_pending()? else {
+            return Ok(());
+        };
+        match fs::unlink(dir.as_fd(), number(ino, image).as_bytes()) {
             Err(Errno::NOENT) => Ok(()),
             other => other,
         }
@@ -208,9 +215,8 @@ impl Upper {
     /// # Errors
     /// open(2)'s; EIO for a name that is no number.
     pub fn pending(&self) -> Result<Vec<(u64, ImageId, OwnedFd)>> {
-        let dir = match fs::open(self.workdir.as_fd(), PENDING, OFlags::PATH, 0) {
-            Err(Errno::NOENT) => return Ok(Vec::new()),
-            other => other?,
+        let Some(dir) = self.open_pending()? else {
+            return Ok(Vec::new());
         };
         let mut pending = Vec::new();
         for entry in fs::list(dir.as_fd())? {
@@ -219,6 +225,16 @@ impl Upper {
             pending.push((ino, image, fs::open(dir.as_fd(), name, OFlags::PATH, 0)?));
         }
         Ok(pending)
+    }
+
+    /// The directory of pending links, if anything was ever pending.
+    fn open_pending(&self) -> Result<Option<OwnedFd>> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY;
+        match fs::open(self.workdir.as_fd(), PENDING, flags, 0) {
+            Ok(dir) => Ok(Some(dir)),
+            Err(Errno::NOENT) => Ok(None),
+            Err(errno) => Err(errno),
+        }
     }
 
     fn pending_dir(&self) -> Result<OwnedFd> {

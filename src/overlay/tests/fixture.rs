@@ -1,9 +1,11 @@
 //! A small image, an upper on disk, and path-based calls for short tests.
 
 use std::fs::File;
+use std::io::Cursor;
 use std::ops::ControlFlow;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use tempfile::TempDir;
 
@@ -175,21 +177,42 @@ fn image() -> (Tree, Vec<u8>) {
     (b.tree, b.blob)
 }
 
+/// The directory of a fixture: its own, or another process's.
+pub(super) enum Home {
+    Own(TempDir),
+    Lent(PathBuf),
+}
+
+impl Home {
+    pub(super) fn path(&self) -> &Path {
+        match self {
+            Self::Own(dir) => dir.path(),
+            Self::Lent(path) => path,
+        }
+    }
+}
+
 pub(super) struct Fixture {
-    pub(super) dir: TempDir,
+    pub(super) dir: Home,
     pub(super) fs: Overlay,
 }
 
 pub(super) fn lower(dir: &Path) -> Lower {
+    static IMAGE: OnceLock<(Vec<u8>, Vec<u8>)> = OnceLock::new();
     let (index, blob) = (dir.join("index.erofs"), dir.join("blob"));
     if !index.exists() {
-        let (tree, bytes) = image();
-        std::fs::write(&blob, &bytes).unwrap();
-        let spec = BlobSpec {
-            tag: String::new(),
-            len: bytes.len() as u64,
-        };
-        writer::write(&tree, &[spec], &mut File::create(&index).unwrap()).unwrap();
+        let (built, bytes) = IMAGE.get_or_init(|| {
+            let (tree, bytes) = image();
+            let spec = BlobSpec {
+                tag: String::new(),
+                len: bytes.len() as u64,
+            };
+            let mut built = Cursor::new(Vec::new());
+            writer::write(&tree, &[spec], &mut built).unwrap();
+            (built.into_inner(), bytes)
+        });
+        std::fs::write(&blob, bytes).unwrap();
+        std::fs::write(&index, built).unwrap();
     }
     let identity = FileIdentity::of(&std::fs::metadata(&blob).unwrap());
     Lower::open(
@@ -207,6 +230,7 @@ impl Fixture {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("upper")).unwrap();
         let fs = Self::open(dir.path());
+        let dir = Home::Own(dir);
         Self { dir, fs }
     }
 
@@ -231,7 +255,7 @@ impl Fixture {
     }
 
     /// Mounts what a fixture left.
-    pub(super) fn reopen(dir: TempDir) -> Self {
+    pub(super) fn reopen(dir: Home) -> Self {
         let fs = Self::open(dir.path());
         Self { dir, fs }
     }
@@ -272,9 +296,9 @@ impl Fixture {
     }
 
     /// The directory of a path, and its last name.
-    pub(super) fn split(&self, path: &str) -> (Ino, Name) {
+    pub(super) fn split(&self, path: &str) -> Result<(Ino, Name)> {
         let (dir, last) = path.rsplit_once('/').unwrap_or(("", path));
-        (self.ino(dir), name(last))
+        Ok((Ino(self.entry(dir)?.attr.ino), name(last)))
     }
 
     pub(super) fn read(&self, path: &str) -> Vec<u8> {
@@ -295,7 +319,7 @@ impl Fixture {
     }
 
     pub(super) fn create(&self, path: &str, data: &[u8]) -> Attr {
-        let (dir, last) = self.split(path);
+        let (dir, last) = self.split(path).unwrap();
         let (entry, handle) = self
             .fs
             .create(me(), dir, &last, 0o644, 0o022, libc::O_RDWR)
@@ -306,7 +330,7 @@ impl Fixture {
     }
 
     pub(super) fn mkdir(&self, path: &str) -> Attr {
-        let (dir, last) = self.split(path);
+        let (dir, last) = self.split(path).unwrap();
         self.fs
             .make(me(), dir, &last, Make::Dir, 0o755, 0o022)
             .unwrap()
@@ -314,24 +338,25 @@ impl Fixture {
     }
 
     pub(super) fn unlink(&self, path: &str) -> Result<()> {
-        let (dir, last) = self.split(path);
+        let (dir, last) = self.split(path)?;
         self.fs.unlink(dir, &last)
     }
 
     pub(super) fn rmdir(&self, path: &str) -> Result<()> {
-        let (dir, last) = self.split(path);
+        let (dir, last) = self.split(path)?;
         self.fs.rmdir(dir, &last)
     }
 
     pub(super) fn rename(&self, from: &str, to: &str, flags: u32) -> Result<()> {
-        let (dir, last) = self.split(from);
-        let (new_dir, new_last) = self.split(to);
+        let (dir, last) = self.split(from)?;
+        let (new_dir, new_last) = self.split(to)?;
         self.fs.rename(dir, &last, new_dir, &new_last, flags)
     }
 
     pub(super) fn link(&self, from: &str, to: &str) -> Result<Entry> {
-        let (dir, last) = self.split(to);
-        self.fs.link(self.ino(from), dir, &last)
+        let (dir, last) = self.split(to)?;
+        let ino = Ino(self.entry(from)?.attr.ino);
+        self.fs.link(ino, dir, &last)
     }
 
     pub(super) fn chmod(&self, path: &str, perm: u16) -> Attr {
@@ -358,7 +383,10 @@ impl Fixture {
         assert_eq!(seen[1].0, "..");
         let mut names = Vec::new();
         for (found, ino) in seen.drain(2..) {
-            let looked_up = self.fs.lookup(dir, &name(&found)).unwrap();
+            let looked_up = self
+                .fs
+                .lookup(dir, &name(&found))
+                .unwrap_or_else(|e| panic!("{path}/{found}: {e}"));
             assert_eq!(looked_up.attr.ino, ino, "d_ino of {path}/{found}");
             names.push(found);
         }

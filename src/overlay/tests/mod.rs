@@ -1,11 +1,14 @@
 //! Tests of the overlay, without a mount.
 
 mod fixture;
+mod judge;
+mod operations;
 
 mod changes;
 mod copying;
 mod faults;
 mod hard_links;
+mod kills;
 mod names;
 mod races;
 mod renames;

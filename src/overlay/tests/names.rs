@@ -42,7 +42,7 @@ fn a_file_that_was_never_in_the_image_leaves_nothing() {
 fn names_that_exist_cannot_be_made_again() {
     let f = Fixture::new();
     for path in ["a/x", "a/sub", "sym"] {
-        let (dir, last) = f.split(path);
+        let (dir, last) = f.split(path).unwrap();
         assert_eq!(
             errno(f.fs.make(me(), dir, &last, Make::Dir, 0o755, 0)),
             libc::EEXIST
@@ -54,7 +54,7 @@ fn names_that_exist_cannot_be_made_again() {
     }
     assert!(!f.upper("a").exists(), "a refusal copies nothing up");
     f.create("a/new", b"");
-    let (dir, last) = f.split("a/new");
+    let (dir, last) = f.split("a/new").unwrap();
     assert_eq!(
         errno(f.fs.make(me(), dir, &last, Make::Fifo, 0o755, 0)),
         libc::EEXIST
