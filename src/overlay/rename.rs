@@ -7,7 +7,7 @@
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
-use rustix::fs::RenameFlags;
+use rustix::fs::{OFlags, RenameFlags};
 use rustix::io::Errno;
 
 use super::error::{Doing, refuse};
@@ -202,7 +202,10 @@ impl Overlay {
         let leaves_whiteout = self.lower_child(&from.target(), from.name)?.is_some();
         let swaps = is_dir && matches!(present, Origin::Whiteout);
         match &replaced {
-            Some(Replaced::Lower(nid, kind)) if *kind != Kind::Dir => self.know_nlink(*nid)?,
+            Some(Replaced::Lower(nid, kind)) if *kind != Kind::Dir => {
+                self.know_nlink(*nid)?;
+                self.write_out(moved);
+            }
             Some(Replaced::Upper(node)) if node.kind == Kind::Dir => self.clear_whiteouts(node)?,
             _ => {}
         }
@@ -266,6 +269,22 @@ impl Overlay {
             to.parent.dir.add_subdirs(if replaces_dir { 0 } else { 1 });
         }
         Ok(())
+    }
+
+    /// For programs that replace a file and do not sync the new one: ext4, XFS and btrfs write out
+    /// what is renamed over a file, lest a crash leave an empty one (ext4(5): `auto_da_alloc`). In
+    /// the upper there is nothing that a file of the image is replaced by, so they do not see it.
+    fn write_out(&self, moved: &Arc<Node>) {
+        if moved.kind != Kind::File || self.options.volatile {
+            return;
+        }
+        let begun = self
+            .open_node(moved, OFlags::RDONLY)
+            .and_then(|fd| fs::write_out(fd.as_fd()).doing("writing out"));
+        if let Err(error) = begun {
+            // No promise is broken: the program has not asked for one.
+            tracing::debug!(%error, "a new file may be lost with the one that it replaces");
+        }
     }
 
     fn check_replaceable(&self, moves_dir: bool, target: &Target) -> Result<()> {

@@ -348,6 +348,24 @@ pub fn sync(fd: BorrowedFd<'_>, datasync: bool) -> Result<()> {
     }
 }
 
+/// Has the kernel begin to write a regular file's data to disk (sync_file_range(2)), and does not
+/// wait for it.
+///
+/// # Errors
+/// sync_file_range(2)'s.
+#[allow(unsafe_code)]
+pub fn write_out(fd: BorrowedFd<'_>) -> Result<()> {
+    pass!(Change);
+    // SAFETY: the descriptor is open; nothing else is passed but numbers.
+    let done = unsafe { libc::sync_file_range(fd.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) };
+    if done == 0 {
+        Ok(())
+    } else {
+        let error = std::io::Error::last_os_error();
+        Err(Errno::from_io_error(&error).unwrap_or(Errno::IO))
+    }
+}
+
 /// Writes `data` at `offset` and answers how much: less than all only where an error (which then
 /// waits for the next call, as of write(2)) or a full filesystem stopped it.
 ///
