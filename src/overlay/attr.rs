@@ -146,8 +146,8 @@ impl Overlay {
     pub(super) fn lower_attr(&self, nid: Nid) -> Result<Attr> {
         let mut attr = self.lower.attr(nid)?;
         attr.ino = self.lower_ino(nid).0;
-        if attr.kind != Kind::Dir && (attr.nlink > 1 || !self.removed.is_empty()) {
-            attr.nlink = self.lower_nlink(nid, attr.nlink)?;
+        if attr.kind != Kind::Dir && (attr.nlink > 1 || !self.lost.is_empty()) {
+            self.lost(nid, attr.nlink)?.show_in(&mut attr);
         }
         if let Some((uid, gid)) = self.options.squash {
             (attr.uid, attr.gid) = (uid, gid);

@@ -1,35 +1,104 @@
-//! Link counts of inodes that only the image holds.
+//! Link counts and times of change of inodes that only the image holds.
 //!
 //! Such a group of hard links only ever loses names (any other change copies it up, whole). The
-//! names lost are counted here; what an earlier mount took away is found by looking at each
-//! name once.
+//! names lost are counted here, and when the last of them went; what an earlier mount took away
+//! is found by looking at each name once.
 
-use super::{Overlay, Result};
+use std::os::fd::BorrowedFd;
+
+use super::error::Doing;
+use super::lookup::Origin;
+use super::{Overlay, Result, Target};
+use crate::inode::{Attr, SetTime, Time};
 use crate::lower::Nid;
+use crate::sys::fs;
+
+/// What an inode of the image has lost.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Lost {
+    names: u32,
+    /// When it lost the last one: its new `st_ctime`.
+    at: Option<Time>,
+}
+
+impl Lost {
+    /// Takes it off the attributes that the image gives.
+    pub(super) fn show_in(self, attr: &mut Attr) {
+        attr.nlink = attr.nlink.saturating_sub(self.names);
+        attr.ctime = self.at.unwrap_or(attr.ctime);
+    }
+}
 
 impl Overlay {
-    /// `st_nlink` of a non-directory of the image that has `nlink` names there.
-    pub(super) fn lower_nlink(&self, nid: Nid, nlink: u32) -> Result<u32> {
-        if let Some(gone) = self.removed.get(&nid) {
-            return Ok(nlink.saturating_sub(*gone));
+    /// What a non-directory of the image that has `nlink` names there has lost of them.
+    pub(super) fn lost(&self, nid: Nid, nlink: u32) -> Result<Lost> {
+        if let Some(lost) = self.lost.get(&nid) {
+            return Ok(*lost);
         }
         if self.fresh || nlink == 1 {
-            return Ok(nlink);
+            return Ok(Lost::default());
         }
         let visible = u32::try_from(self.visible_names(nid)?.len()).unwrap_or(u32::MAX);
-        self.removed.insert(nid, nlink.saturating_sub(visible));
-        Ok(visible)
+        let names = nlink.saturating_sub(visible);
+        let at = match names {
+            0 => None,
+            _ => self.last_change_around(nid)?,
+        };
+        let lost = Lost { names, at };
+        self.lost.insert(nid, lost);
+        Ok(lost)
+    }
+
+    /// When an earlier mount took the last name from an inode is written nowhere, but the
+    /// directory that lost it has changed since, or the one above it where it is no more. Later
+    /// than the truth perhaps, but never earlier.
+    fn last_change_around(&self, nid: Nid) -> Result<Option<Time>> {
+        let mut last = None;
+        for (mut dir, name) in self.lower.names(nid)? {
+            let mut found = self.locate(dir)?;
+            if let Some(dir) = &found
+                && self.peek(dir, &name)? == Origin::Lower(nid)
+            {
+                continue;
+            }
+            while found.is_none() {
+                dir = self.lower.parent(dir)?;
+                found = self.locate(dir)?;
+            }
+            if let Some(Target::Upper(node)) = found {
+                last = last.max(Some(self.node_stat(&node)?.attr.ctime));
+            }
+        }
+        Ok(last)
     }
 
     /// Called before a name of an image's inode goes, so that it is counted once and not twice.
-    pub(super) fn know_nlink(&self, nid: Nid) -> Result<()> {
+    pub(super) fn know_lost(&self, nid: Nid) -> Result<()> {
         let attr = self.lower.attr(nid)?;
-        self.lower_nlink(nid, attr.nlink).map(|_| ())
+        self.lost(nid, attr.nlink).map(|_| ())
     }
 
-    /// Called when a name of an image's inode has gone.
-    pub(super) fn note_removed(&self, nid: Nid) {
-        let mut gone = self.removed.entry(nid).or_insert(0);
-        *gone = gone.saturating_add(1);
+    /// Called when a name of an image's inode has gone from `dir`, whose `entries` are locked.
+    pub(super) fn note_lost(&self, nid: Nid, dir: BorrowedFd<'_>) {
+        let since = self.lost.get(&nid).and_then(|lost| lost.at);
+        let at = changed(dir, since).inspect_err(|error| {
+            tracing::warn!(%error, "the time of a removal is not known");
+        });
+        let mut lost = self.lost.entry(nid).or_default();
+        lost.names = lost.names.saturating_add(1);
+        lost.at = lost.at.max(at.ok());
     }
+}
+
+/// The time of a directory's last change, by the clock of the upper's filesystem, so that what it
+/// stamps later is later. It stamps as coarsely as it can: where two changes look like one, the
+/// directory is touched once more, which its other times do not show.
+fn changed(dir: BorrowedFd<'_>, since: Option<Time>) -> Result<Time> {
+    let attr = fs::fstat(dir).doing("reading attributes")?.attr;
+    if Some(attr.ctime) > since {
+        return Ok(attr.ctime);
+    }
+    let (atime, mtime) = (SetTime::At(attr.atime), SetTime::At(attr.mtime));
+    fs::utimens(dir, Some(atime), Some(mtime)).doing("touching a directory")?;
+    Ok(fs::fstat(dir).doing("reading attributes")?.attr.ctime)
 }

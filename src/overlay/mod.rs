@@ -80,8 +80,8 @@ pub struct Overlay {
     files: DashMap<u64, Arc<file::OpenFile>>,
     dirs: DashMap<u64, Arc<dir::OpenDir>>,
     next_handle: AtomicU64,
-    /// Names that inodes which only the lower holds have lost, where that is known.
-    removed: DashMap<Nid, u32>,
+    /// What inodes which only the lower holds have lost, where that is known.
+    lost: DashMap<Nid, links::Lost>,
     /// The upper was empty when it was opened: no name of the lower had been touched.
     fresh: bool,
     /// Whether renamed directories of earlier mounts have been looked for.
@@ -156,7 +156,7 @@ impl Overlay {
             files: DashMap::new(),
             dirs: DashMap::new(),
             next_handle: AtomicU64::new(1),
-            removed: DashMap::new(),
+            lost: DashMap::new(),
             fresh: true,
             redirects_found: Mutex::new(false),
             poisoned: AtomicBool::new(false),

@@ -95,14 +95,14 @@ impl Overlay {
 
     fn remove_lower(&self, parent: &Arc<Node>, name: &Name, nid: Nid, dir: bool) -> Result<()> {
         if !dir {
-            self.know_nlink(nid)?;
+            self.know_lost(nid)?;
         }
         let fd = self.dir_fd(parent)?;
         self.writable()?
             .whiteout(fd.as_fd(), name.as_bytes())
             .doing("making a whiteout")?;
         if !dir {
-            self.note_removed(nid);
+            self.note_lost(nid, fd.as_fd());
         }
         Ok(())
     }

@@ -203,7 +203,7 @@ impl Overlay {
         let swaps = is_dir && matches!(present, Origin::Whiteout);
         match &replaced {
             Some(Replaced::Lower(nid, kind)) if *kind != Kind::Dir => {
-                self.know_nlink(*nid)?;
+                self.know_lost(*nid)?;
                 self.write_out(moved);
             }
             Some(Replaced::Upper(node)) if node.kind == Kind::Dir => self.clear_whiteouts(node)?,
@@ -262,7 +262,7 @@ impl Overlay {
         if let Some(Replaced::Lower(nid, kind)) = replaced
             && kind != Kind::Dir
         {
-            self.note_removed(nid);
+            self.note_lost(nid, to_fd.as_fd());
         }
         if is_dir {
             from.parent.dir.add_subdirs(-1);

@@ -49,6 +49,45 @@ fn removed_names_are_counted_without_a_copy() {
 }
 
 #[test]
+fn a_removed_name_changes_the_ctime_of_the_others() {
+    let f = Fixture::new();
+    let mut last = f.attr("link1").ctime;
+    let mut later = |f: &Fixture, path: &str| {
+        let now = f.attr(path).ctime;
+        assert!(now > last, "{now:?} after {last:?}");
+        last = now;
+    };
+    f.unlink("link1").unwrap();
+    later(&f, "b/link3");
+    f.rename("big", "b/link3", 0).unwrap();
+    later(&f, "a/sub/link2");
+    assert_eq!(
+        f.attr("a/sub/link2").mtime,
+        Fixture::new().attr("link1").mtime
+    );
+    f.write("a/sub/link2", 0, b"ONE");
+    later(&f, "a/sub/link2");
+}
+
+#[test]
+fn the_ctime_of_a_group_that_lost_names_does_not_go_back() {
+    let mut f = Fixture::new();
+    f.unlink("b/link3").unwrap();
+    f.unlink("link1").unwrap();
+    let mut last = f.attr("a/sub/link2").ctime;
+    // Over a new mount, also when the directory that lost the name is no more.
+    for change in ["", "b", ""] {
+        if !change.is_empty() {
+            f.rmdir(change).unwrap();
+        }
+        f = f.again();
+        let now = f.attr("a/sub/link2").ctime;
+        assert!(now >= last, "{now:?} after {last:?}");
+        last = now;
+    }
+}
+
+#[test]
 fn a_group_is_found_again_after_its_directories_moved() {
     let f = Fixture::new();
     let ino = f.attr("link1").ino;
