@@ -92,12 +92,15 @@ sides_up() {
     shift
     sides=("$@")
     tar --xattrs --sparse -C "$work/root" -cf "$work/image.tar" .
+    # First: the namespace is a copy, and a mount that it has as well outlives its unmounting here.
+    if [[ " $* " == *' user '* ]]; then hold_user_namespace "$size"; fi
     for side in "${sides[@]}"; do
-        disk "$side" "$size"
-        mkdir "$work/disk/$side/"{upper,work}
+        if [[ $side != user ]]; then
+            disk "$side" "$size"
+            mkdir "$work/disk/$side/"{upper,work}
+        fi
         case $side in
             plain | overlayfs | fuse-overlayfs) cp -a "$work/root" "$work/disk/$side/root" ;;
-            user) chown nobody "$work/disk/$side/"{upper,work} ;;
         esac
         side_mount "$side"
     done
@@ -119,8 +122,7 @@ side_mount() {
         overlayfs) mount -t overlay overlay -o "$options" "$at" ;;
         fuse-overlayfs) fuse-overlayfs -o "$options" "$at" ;;
         user)
-            [[ -n $holder ]] || hold_user_namespace
-            on user "$TARNFS" mount --store "$disk/upper.store" --upper "$disk/upper" \
+            on user "$TARNFS" mount --store "$disk/store" --upper "$disk/upper" \
                 --work "$disk/work" "$work/image.tar" "$at"
             ;;
     esac
@@ -138,19 +140,21 @@ side_remount() {
     side_mount "$1"
 }
 
-# A process of nobody's in a user and a mount namespace of its own, in which /dev/fuse may be
-# opened: the machine's may belong to root alone.
+# hold_user_namespace SIZE: a process of nobody's in a user and a mount namespace of its own, in
+# which /dev/fuse may be opened (the machine's may belong to root alone), and there a disk of his.
 hold_user_namespace() {
-    mkdir "$work/dev"
-    mount -t tmpfs -o mode=755 tmpfs "$work/dev"
-    mknod -m 666 "$work/dev/fuse" c 10 229
-    mount --bind "$work/dev/fuse" /dev/fuse
-    mkdir "$work/disk/user/upper.store"
-    chown nobody "$work/disk/user/upper.store" "$work/at/user"
+    local dev=$work/dev own=$work/disk/user
+    mkdir "$dev"
+    mount -t tmpfs -o mode=755 tmpfs "$dev"
+    mknod -m 666 "$dev/fuse" c 10 229
+    mount --bind "$dev/fuse" /dev/fuse
+    disk user "$1"
+    mkdir "$own/"{upper,work,store} "$work/at/user"
+    chown nobody "$own/"{upper,work,store} "$work/at/user"
     mkfifo "$work/ready"
     setpriv --reuid=nobody --regid=nogroup --clear-groups \
         unshare --user --map-root-user --mount --propagation private \
-        sh -c 'echo >"$1"; exec sleep infinity' sh /dev/fd/3 3>"$work/ready" &
+        sh -ec 'echo >&3; exec sleep infinity 3>&-' 3>"$work/ready" &
     holder=$!
     read -r <"$work/ready"
 }
@@ -160,8 +164,7 @@ on() {
     local side=$1
     shift
     if [[ $side == user ]]; then
-        nsenter --target "$holder" --user --mount --preserve-credentials \
-            --wdns="$work" -- "$@"
+        nsenter --target "$holder" --user --mount --wdns="$work" -- "$@"
     else
         "$@"
     fi

@@ -10,6 +10,7 @@
 # known". Of FUSE and overlayfs we tell it what is true here: ext4's 65,000.
 #
 # See lib.sh for the sides and PEERS=1, TARNFS=path.
+# shellcheck source-path=SCRIPTDIR source=lib.sh
 . "$(dirname "$(readlink -f "$0")")/lib.sh"
 needs cc
 pjdfstest=$(crate pjdfstest 0.2.2)
