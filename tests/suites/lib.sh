@@ -185,7 +185,7 @@ try() {
     else
         note "$side" fail "$case"
         echo "$suite $side: $case failed:"
-        tail -n "${TAIL:-15}" "$log" | sed 's/^/    /'
+        tail -n 15 "$log" | cut -c -200 | sed 's/^/    /'
     fi
 }
 
