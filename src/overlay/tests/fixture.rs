@@ -6,6 +6,7 @@ use std::ops::ControlFlow;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
@@ -17,7 +18,7 @@ use crate::name::Name;
 use crate::overlay::{
     Caller, DirEntry, Entry, Error, Ino, Make, Options, Overlay, ROOT_INO, Result, SetAttr,
 };
-use crate::upper::Upper;
+use crate::upper::{Upper, UpperError};
 
 /// Who the tests run as: files born in place belong to them.
 pub(super) fn me() -> Caller {
@@ -236,13 +237,14 @@ impl Fixture {
 
     fn open(dir: &Path) -> Overlay {
         // Another test's thread may be between fork and exec, and its child then shares the lock
-        // of an upper that has just been let go. Waited for, and let go again.
-        for name in ["upper", "work"] {
-            if let Ok(file) = File::open(dir.join(name)) {
-                rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive).unwrap();
+        // of an upper that has just been let go.
+        let until = Instant::now() + Duration::from_secs(60);
+        let upper = loop {
+            match Upper::open(&dir.join("upper"), &dir.join("work")) {
+                Err(UpperError::Busy(_)) if Instant::now() < until => std::thread::yield_now(),
+                opened => break opened.unwrap(),
             }
-        }
-        let upper = Upper::open(&dir.join("upper"), &dir.join("work")).unwrap();
+        };
         Overlay::with_upper(lower(dir), upper, Options::default()).unwrap()
     }
 
