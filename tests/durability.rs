@@ -42,18 +42,28 @@ impl Disk {
         ok("mount", ["-o", "loop,commit=3600", image, dir]);
     }
 
-    /// What is on the disk at this moment: its journal is replayed as it is mounted.
-    fn crashed(&self, sandbox: &Sandbox, name: &str) -> Self {
+    /// What is on the disk at this moment. Starts no process.
+    fn copied(&self, sandbox: &Sandbox, name: &str) -> PathBuf {
         let image = sandbox.at(format!("{name}.img"));
         // The loop device may hold writes back until the filesystem asks: that is the disk's
         // cache, which a power failure takes.
         fs::copy(&self.image, &image).unwrap();
+        image
+    }
+
+    /// A disk as it was when it was [copied](Self::copied): its journal is replayed as it is
+    /// mounted.
+    fn from_copy(sandbox: &Sandbox, name: &str, image: PathBuf) -> Self {
         let disk = Self {
             dir: sandbox.dir(name),
             image,
         };
         disk.attach();
         disk
+    }
+
+    fn crashed(&self, sandbox: &Sandbox, name: &str) -> Self {
+        Self::from_copy(sandbox, name, self.copied(sandbox, name))
     }
 
     fn at(&self, name: impl AsRef<Path>) -> PathBuf {
@@ -290,6 +300,9 @@ fn a_replacement_that_was_not_synced_is_old_or_new() {
 }
 
 /// The server of a mount, held still: nothing of it reaches the disk until this is dropped.
+///
+/// Nothing may be started meanwhile: a new process has this one's descriptors, closes those of the
+/// mount as it begins, and may wait there for the server (`fs/fuse/file.c:fuse_flush()`).
 struct Stopped(Pid);
 
 impl Stopped {
@@ -405,14 +418,16 @@ fn a_crash_at_any_moment_leaves_whole_files() {
             {
                 std::thread::yield_now();
             }
-            let (from, to, image);
+            let crash = format!("crash{round}");
+            let (from, to, copy);
             {
                 let _stopped = Stopped::new(root);
                 let now = |of: &[AtomicUsize; 2]| [0, 1].map(|n| of[n].load(Ordering::SeqCst));
                 from = now(synced);
-                image = world.disk.crashed(&world.sandbox, &format!("crash{round}"));
+                copy = world.disk.copied(&world.sandbox, &crash);
                 to = now(begun);
             }
+            let image = Disk::from_copy(&world.sandbox, &crash, copy);
             let name = format!("after{round}");
             let mounted = world.mount_of(&name, &image, &[]);
             for file in 0..2 {
