@@ -2,15 +2,16 @@
 //!
 //! [`Upper`] owns the descriptors of the upper and the work directory and the lock on both; the
 //! marks on disk have their home in [`markers`], the making and publishing of new entries in
-//! [`work`]. It knows nothing of the lower.
+//! [`work`], the look at what is there already in [`found`]. It knows nothing of the lower.
 //!
 //! Invariants: one mount at a time uses an upper (flock on both directories); everything in
-//! `work/work` is rubbish once no mount uses it; an entry appears in the upper complete, by one
-//! rename or one creating system call.
+//! `work/work` is rubbish once no mount uses it, and what is no such directory is never cleared;
+//! an entry appears in the upper complete, by one rename or one creating system call.
 //!
 //! It never follows a symbolic link and never leaves its two directories.
 
 pub mod acl;
+mod found;
 pub mod markers;
 pub mod work;
 
@@ -59,6 +60,21 @@ pub enum UpperError {
         /// The work directory.
         work: PathBuf,
     },
+    /// The work directory holds what no mount has put there: nothing in it is to be removed.
+    #[error(
+        "{path}: no work directory: {holds} in it is not a mount's; give a new or empty directory"
+    )]
+    NoWork {
+        /// The directory.
+        path: PathBuf,
+        /// The first such name.
+        holds: String,
+    },
+    /// overlayfs notes there that the upper cannot be used as it is.
+    #[error(
+        "{0}: left by overlayfs, whose upper may have lost data in a crash: remove it to use the upper all the same"
+    )]
+    Incompatible(PathBuf),
     /// The filesystem lacks what the format needs.
     #[error("{path}: this filesystem cannot hold an upper: {what}")]
     Unfit {
@@ -113,6 +129,7 @@ impl Upper {
         lock(upper, root.as_fd())?;
         lock(work, workdir.as_fd())?;
         let failed = |doing| move |errno: Errno| io_error(work, doing, errno.into());
+        found::check_work(work, workdir.as_fd())?;
         // As kernel overlayfs names it (fs/overlayfs/super.c:ovlworkdir_create()), so that
         // either engine clears the other's leftovers.
         work::remove_tree(workdir.as_fd(), b"work").map_err(failed("clearing leftovers"))?;
@@ -129,18 +146,14 @@ impl Upper {
             rustix::process::geteuid().as_raw(),
             rustix::process::getegid().as_raw(),
         );
-        let upper = Self {
+        Ok(Self {
             root,
             work: work_fd,
             workdir,
             namespace,
             ids,
             next_temp: AtomicU64::new(0),
-        };
-        upper
-            .check_whiteout()
-            .map_err(failed("checking work/whiteout"))?;
-        Ok(upper)
+        })
     }
 
     /// The upper's root directory.
@@ -233,6 +246,9 @@ fn check_pair(
     }
     Ok(())
 }
+
+/// What [`probe`] makes in work, and removes.
+const PROBES: [&[u8]; 2] = [b"whiteout", b"probe"];
 
 /// Finds the namespace in which marks can be set, and refuses filesystems that cannot hold them.
 fn probe(upper: &Path, work: BorrowedFd<'_>) -> Result<Namespace, UpperError> {

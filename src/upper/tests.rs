@@ -1,7 +1,7 @@
 //! Tests of the upper directory.
 
 use std::os::fd::AsFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, symlink};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 
 use rustix::fs::OFlags;
@@ -19,6 +19,10 @@ fn open(dir: &Path) -> Upper {
         Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::AlreadyExists),
     }
     Upper::open(&dir.join("upper"), &dir.join("work")).unwrap()
+}
+
+fn set_mode(path: &Path, mode: u32) {
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
 }
 
 fn work_is_empty(dir: &Path) -> bool {
@@ -179,6 +183,7 @@ fn leftovers_of_a_killed_mount_are_cleared() {
     let dir = tempfile::tempdir().unwrap();
     let work = dir.path().join("work/work");
     std::fs::create_dir_all(work.join("#3/deep/deeper")).unwrap();
+    set_mode(&work, 0o700);
     std::fs::write(work.join("#3/deep/file"), b"").unwrap();
     std::fs::write(dir.path().join("outside"), b"kept").unwrap();
     symlink(dir.path().join("outside"), work.join("#4")).unwrap();
@@ -240,7 +245,6 @@ fn whiteouts_share_one_inode() {
     use std::os::unix::fs::MetadataExt;
     let dir = tempfile::tempdir().unwrap();
     std::fs::create_dir(dir.path().join("upper")).unwrap();
-    std::fs::create_dir_all(dir.path().join("work/whiteout/no")).unwrap();
     let ino = |name: &str| {
         let meta = std::fs::symlink_metadata(dir.path().join("upper").join(name)).unwrap();
         assert_eq!(meta.rdev(), 0, "{name}");
@@ -258,4 +262,83 @@ fn whiteouts_share_one_inode() {
     let upper = open(dir.path());
     upper.whiteout(upper.root(), b"three").unwrap();
     assert_eq!(ino("one"), ino("three"));
+}
+
+/// Everything below a directory.
+fn below(dir: &Path) -> Vec<std::path::PathBuf> {
+    let mut all = Vec::new();
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let entry = entry.unwrap();
+        if entry.file_type().unwrap().is_dir() {
+            all.extend(below(&entry.path()));
+        }
+        all.push(entry.path());
+    }
+    all.sort();
+    all
+}
+
+#[test]
+fn regression_a_directory_that_is_no_work_directory_keeps_what_it_holds() {
+    // What is planted, the mode of work/, and what the refusal names.
+    let cases = [
+        ("work/notes.txt", 0o700, "work/notes.txt"),
+        ("work/#3/deep", 0o755, "work"),
+        ("work/#x", 0o700, "work/#x"),
+        ("work", 0, "work"),
+        ("notes.txt", 0, "notes.txt"),
+        ("src/work", 0, "src"),
+        ("index", 0, "index"),
+        ("whiteout/no", 0, "whiteout"),
+        ("pending-links/1.2/no", 0, ""),
+        ("pending-links/notes.txt", 0, "pending-links"),
+        (
+            "work/incompat/volatile/dirty",
+            0o700,
+            "work/incompat/volatile",
+        ),
+    ];
+    for (planted, mode, named) in cases {
+        let dir = tempfile::tempdir().unwrap();
+        let work = dir.path().join("work");
+        std::fs::create_dir(dir.path().join("upper")).unwrap();
+        std::fs::create_dir_all(work.join(planted).parent().unwrap()).unwrap();
+        std::fs::write(work.join(planted), "mine").unwrap();
+        if mode != 0 {
+            set_mode(&work.join("work"), mode);
+        }
+        let before = below(&work);
+        let opened = Upper::open(&dir.path().join("upper"), &work);
+        if named.is_empty() {
+            opened.unwrap();
+            continue;
+        }
+        let said = opened.unwrap_err().to_string();
+        assert!(
+            said.contains(named) && !said.contains('\n'),
+            "{planted}: {said}"
+        );
+        assert_eq!(below(&work), before, "{planted}");
+    }
+}
+
+#[test]
+fn work_directories_of_overlayfs_are_known() {
+    for (made, mode) in [
+        ("", 0o755),
+        ("work", 0),
+        ("work", 0o755),
+        ("work/#a", 0),
+        ("work/incompat", 0),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let work = dir.path().join("work");
+        std::fs::create_dir_all(work.join(made)).unwrap();
+        std::fs::create_dir_all(work.join("index")).unwrap();
+        if !made.is_empty() {
+            set_mode(&work.join("work"), mode);
+        }
+        drop(open(dir.path()));
+        assert!(work_is_empty(dir.path()), "{made}");
+    }
 }

@@ -10,15 +10,15 @@ use rustix::fs::{OFlags, RenameFlags};
 use rustix::io::{Errno, Result};
 
 use super::Upper;
-use super::markers::{ImageId, NULL_DEVICE, is_whiteout_device, number, parse_number};
+use super::markers::{ImageId, NULL_DEVICE, number, parse_number};
 use crate::inode::Kind;
 use crate::sys::fs;
 
 /// Directory beside `work/work` that outlives a mount: groups of hard links half copied up.
-const PENDING: &[u8] = b"pending-links";
+pub(super) const PENDING: &[u8] = b"pending-links";
 
 /// Whiteout beside `work/work` that all others are links of; outlives a mount as well.
-const WHITEOUT: &[u8] = b"whiteout";
+pub(super) const WHITEOUT: &[u8] = b"whiteout";
 
 /// An entry of the work directory on its way into the upper.
 #[derive(Debug)]
@@ -131,16 +131,6 @@ impl Upper {
         }
         match fs::mknod(shared, WHITEOUT, Kind::Char, 0, 0) {
             Ok(()) | Err(Errno::EXIST) => fs::link(shared, WHITEOUT, dir, name),
-            Err(errno) => Err(errno),
-        }
-    }
-
-    /// Removes what has the shared whiteout's name and is none.
-    pub(super) fn check_whiteout(&self) -> Result<()> {
-        match fs::stat(self.workdir.as_fd(), WHITEOUT) {
-            Ok(stat) if is_whiteout_device(&stat) => Ok(()),
-            Ok(_) => remove_tree(self.workdir.as_fd(), WHITEOUT),
-            Err(Errno::NOENT) => Ok(()),
             Err(errno) => Err(errno),
         }
     }
