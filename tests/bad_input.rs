@@ -404,6 +404,19 @@ fn uppers_that_cannot_be() {
     refuse(&upper, &tmpfs, "filesystem");
     ok("umount", [tmpfs.as_os_str()]);
 
+    // A directory of the user's own, in which something is called work.
+    let own = path("own");
+    fs::create_dir(own.join("work")).unwrap();
+    fs::write(own.join("work/thesis"), "years").unwrap();
+    refuse(&upper, &own, "no work directory: work in it");
+
+    // On a filesystem that lacks what is needed: a mount of ours.
+    let mount = good.sandbox.mount("below", &good.tar, &[]);
+    let (on_fuse, its_work) = (mount.at("u"), mount.at("w"));
+    fs::create_dir(&on_fuse).unwrap();
+    refuse(&on_fuse, &its_work, "RENAME_WHITEOUT");
+    mount.unmount();
+
     // One that is in use.
     let (used, work) = (path("used"), path("used.work"));
     let used_options = [

@@ -141,7 +141,13 @@ impl Upper {
             0,
         )
         .map_err(failed("opening work/"))?;
-        let namespace = probe(upper, work_fd.as_fd())?;
+        let probed =
+            probe_names(upper, work_fd.as_fd()).and_then(|()| probe_marks(upper, work_fd.as_fd()));
+        if probed.is_err() {
+            // The error says more than what may come of this.
+            work::remove_tree(workdir.as_fd(), b"work").ok();
+        }
+        let namespace = probed?;
         let ids = (
             rustix::process::geteuid().as_raw(),
             rustix::process::getegid().as_raw(),
@@ -247,50 +253,73 @@ fn check_pair(
     Ok(())
 }
 
-/// What [`probe`] makes in work, and removes.
+/// What [`probe_names`] makes in work, and removes.
 const PROBES: [&[u8]; 2] = [b"whiteout", b"probe"];
 
-/// Finds the namespace in which marks can be set, and refuses filesystems that cannot hold them.
-fn probe(upper: &Path, work: BorrowedFd<'_>) -> Result<Namespace, UpperError> {
+/// Refuses filesystems that lack what the format needs of names: whiteouts, RENAME_EXCHANGE and
+/// RENAME_WHITEOUT.
+fn probe_names(upper: &Path, work: BorrowedFd<'_>) -> Result<(), UpperError> {
     let failed = |doing| move |errno: Errno| io_error(upper, doing, errno.into());
     let unfit = |what| UpperError::Unfit {
         path: upper.into(),
         what,
     };
-    // On work/ itself, where the mark means nothing: a full filesystem can still be mounted.
-    let namespace = match Namespace::Trusted.set_opaque(work) {
-        Ok(()) => Namespace::Trusted,
-        Err(Errno::PERM | Errno::OPNOTSUPP) => match Namespace::User.set_opaque(work) {
-            Ok(()) => Namespace::User,
-            Err(Errno::OPNOTSUPP) => return Err(unfit("it has no extended attributes")),
-            Err(errno) => return Err(io_error(upper, "setting an attribute", errno.into())),
-        },
-        Err(errno) => return Err(io_error(upper, "setting an attribute", errno.into())),
-    };
-    match fs::mknod(work, b"whiteout", crate::inode::Kind::Char, 0, 0) {
+    let [whiteout, probe] = PROBES;
+    match fs::mknod(work, whiteout, crate::inode::Kind::Char, 0, 0) {
         Ok(()) => {}
-        // No room to try: what is missing, the operation that needs it will say.
-        Err(Errno::NOSPC | Errno::DQUOT) => return Ok(namespace),
+        // No room to try: what is missing, the operation that needs it will say. A full
+        // filesystem can still be mounted.
+        Err(Errno::NOSPC | Errno::DQUOT) => return Ok(()),
         Err(_) => {
             return Err(unfit(
                 "whiteouts (character devices 0:0) cannot be made here",
             ));
         }
     }
-    match fs::mkdir(work, b"probe", 0o700) {
+    match fs::mkdir(work, probe, 0o700) {
         Err(Errno::NOSPC | Errno::DQUOT) => {
-            fs::unlink(work, b"whiteout").map_err(failed("probing"))?;
-            return Ok(namespace);
+            return fs::unlink(work, whiteout).map_err(failed("probing"));
         }
         other => other.map_err(failed("probing"))?,
     }
     let exchange = rustix::fs::RenameFlags::EXCHANGE;
-    if fs::rename(work, b"probe", work, b"whiteout", exchange).is_err() {
+    if fs::rename(work, probe, work, whiteout, exchange).is_err() {
         return Err(unfit("it has no RENAME_EXCHANGE"));
     }
-    fs::unlink(work, b"probe").map_err(failed("probing"))?;
-    fs::rmdir(work, b"whiteout").map_err(failed("probing"))?;
-    Ok(namespace)
+    // The directory, now under the other name, is out of the way of the next try.
+    fs::rmdir(work, whiteout).map_err(failed("probing"))?;
+    match fs::rename(
+        work,
+        probe,
+        work,
+        whiteout,
+        rustix::fs::RenameFlags::WHITEOUT,
+    ) {
+        Ok(()) => fs::unlink(work, probe).map_err(failed("probing"))?,
+        // Without room for the whiteout the device has kept its name.
+        Err(Errno::NOSPC | Errno::DQUOT) => {
+            return fs::unlink(work, probe).map_err(failed("probing"));
+        }
+        Err(_) => return Err(unfit("it has no RENAME_WHITEOUT")),
+    }
+    fs::unlink(work, whiteout).map_err(failed("probing"))
+}
+
+/// Finds the namespace in which marks can be set, on work/ itself, where they mean nothing.
+fn probe_marks(upper: &Path, work: BorrowedFd<'_>) -> Result<Namespace, UpperError> {
+    let failed = |errno: Errno| io_error(upper, "setting an attribute", errno.into());
+    match Namespace::Trusted.set_opaque(work) {
+        Ok(()) => Ok(Namespace::Trusted),
+        Err(Errno::PERM | Errno::OPNOTSUPP) => match Namespace::User.set_opaque(work) {
+            Ok(()) => Ok(Namespace::User),
+            Err(Errno::OPNOTSUPP) => Err(UpperError::Unfit {
+                path: upper.into(),
+                what: "it has no extended attributes",
+            }),
+            Err(errno) => Err(failed(errno)),
+        },
+        Err(errno) => Err(failed(errno)),
+    }
 }
 
 #[cfg(test)]
