@@ -18,6 +18,7 @@ use crate::inode::{Attr, Kind, SetTime};
 use crate::lower::{Nid, Seek};
 use crate::name::Name;
 use crate::sys::fs;
+use crate::upper::markers::mark_in;
 use crate::upper::work::{Blank, Temp};
 
 /// Bytes copied at a time.
@@ -220,9 +221,8 @@ impl Overlay {
                 fs::chown(to, Some(attr.uid), Some(attr.gid)).doing("copying the owner")?;
             }
         }
-        let marks = self.marks()?;
         for xattr in self.lower.xattrs(nid)? {
-            if marks.hides(&xattr.name) {
+            if mark_in(&xattr.name).is_some() {
                 continue;
             }
             match fs::setxattr(to, &xattr.name, &xattr.value, 0) {

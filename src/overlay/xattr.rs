@@ -7,12 +7,11 @@ use super::error::{Doing, refuse};
 use super::node::lock;
 use super::{Ino, Overlay, Result, Target};
 use crate::sys::fs;
+use crate::upper::markers::mark_in;
 
 impl Overlay {
     fn hidden(&self, name: &[u8]) -> bool {
-        self.upper
-            .as_ref()
-            .is_some_and(|upper| upper.marks().hides(name))
+        self.upper.is_some() && mark_in(name).is_some()
     }
 
     /// The value of an extended attribute.

@@ -90,13 +90,6 @@ impl Namespace {
         }
     }
 
-    /// Whether an attribute's name is one of the marks, which the mount does not show.
-    #[must_use]
-    pub fn hides(self, name: &[u8]) -> bool {
-        name.strip_prefix(self.prefix())
-            .is_some_and(|rest| rest.starts_with(b"overlay.") || rest.starts_with(b"tarnfs."))
-    }
-
     /// Whether a directory hides the lower one (`fs/overlayfs/util.c:ovl_get_opaquedir_val()`).
     ///
     /// # Errors
@@ -229,6 +222,18 @@ impl Namespace {
     }
 }
 
+/// The namespace of an attribute whose name is that of a mark. Those of both are hidden from
+/// programs inside: what they could set in the other one might be believed by a later mount.
+#[must_use]
+pub fn mark_in(name: &[u8]) -> Option<Namespace> {
+    [Namespace::Trusted, Namespace::User]
+        .into_iter()
+        .find(|space| {
+            name.strip_prefix(space.prefix())
+                .is_some_and(|rest| rest.starts_with(b"overlay.") || rest.starts_with(b"tarnfs."))
+        })
+}
+
 /// Whether a file is the character device 0:0.
 #[must_use]
 pub fn is_whiteout_device(stat: &Stat) -> bool {
@@ -261,12 +266,17 @@ mod tests {
     }
 
     #[test]
-    fn hides_its_own_namespace_only() {
-        assert!(Namespace::Trusted.hides(b"trusted.overlay.opaque"));
-        assert!(Namespace::Trusted.hides(b"trusted.tarnfs.ino"));
-        assert!(!Namespace::Trusted.hides(b"user.overlay.opaque"));
-        assert!(!Namespace::Trusted.hides(b"trusted.overlayer"));
-        assert!(Namespace::User.hides(b"user.tarnfs.ino"));
-        assert!(!Namespace::User.hides(b"trusted.tarnfs.ino"));
+    fn marks_are_told_by_their_names() {
+        for (name, space) in [
+            (&b"trusted.overlay.opaque"[..], Some(Namespace::Trusted)),
+            (b"trusted.tarnfs.ino", Some(Namespace::Trusted)),
+            (b"user.overlay.opaque", Some(Namespace::User)),
+            (b"user.tarnfs.ino", Some(Namespace::User)),
+            (b"trusted.overlayer", None),
+            (b"user.overlay", None),
+            (b"security.overlay.x", None),
+        ] {
+            assert_eq!(mark_in(name), space, "{name:?}");
+        }
     }
 }

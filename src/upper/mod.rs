@@ -25,6 +25,7 @@ use rustix::fs::{FlockOperation, OFlags};
 use rustix::io::Errno;
 
 use crate::sys::fs;
+use found::Bears;
 use markers::Namespace;
 
 /// Why an upper directory cannot be used.
@@ -75,6 +76,12 @@ pub enum UpperError {
         "{0}: left by overlayfs, whose upper may have lost data in a crash: remove it to use the upper all the same"
     )]
     Incompatible(PathBuf),
+    /// Its marks are root's, as it seems, and this process cannot see them: files that were removed
+    /// would come back.
+    #[error(
+        "{0}: seems to be written by root, whose marks only root can read: mount it as root (or say that it is not: setfattr -n user.overlay.impure -v y DIR)"
+    )]
+    Unreadable(PathBuf),
     /// The filesystem lacks what the format needs.
     #[error("{path}: this filesystem cannot hold an upper: {what}")]
     Unfit {
@@ -141,8 +148,8 @@ impl Upper {
             0,
         )
         .map_err(failed("opening work/"))?;
-        let probed =
-            probe_names(upper, work_fd.as_fd()).and_then(|()| probe_marks(upper, work_fd.as_fd()));
+        let probed = probe_names(upper, work_fd.as_fd())
+            .and_then(|()| probe_marks(upper, root.as_fd(), work_fd.as_fd()));
         if probed.is_err() {
             // The error says more than what may come of this.
             work::remove_tree(workdir.as_fd(), b"work").ok();
@@ -305,22 +312,35 @@ fn probe_names(upper: &Path, work: BorrowedFd<'_>) -> Result<(), UpperError> {
     fs::unlink(work, whiteout).map_err(failed("probing"))
 }
 
-/// Finds the namespace in which marks can be set, on work/ itself, where they mean nothing.
-fn probe_marks(upper: &Path, work: BorrowedFd<'_>) -> Result<Namespace, UpperError> {
+/// Finds the namespace that the upper's marks are in, or else the one in which they can be set.
+fn probe_marks(
+    upper: &Path,
+    root: BorrowedFd<'_>,
+    work: BorrowedFd<'_>,
+) -> Result<Namespace, UpperError> {
     let failed = |errno: Errno| io_error(upper, "setting an attribute", errno.into());
-    match Namespace::Trusted.set_opaque(work) {
-        Ok(()) => Ok(Namespace::Trusted),
-        Err(Errno::PERM | Errno::OPNOTSUPP) => match Namespace::User.set_opaque(work) {
-            Ok(()) => Ok(Namespace::User),
-            Err(Errno::OPNOTSUPP) => Err(UpperError::Unfit {
-                path: upper.into(),
-                what: "it has no extended attributes",
-            }),
-            Err(errno) => Err(failed(errno)),
-        },
+    let bears = found::marks(root, rustix::process::geteuid().as_raw())
+        .map_err(|errno| io_error(upper, "looking for marks", errno.into()))?;
+    // On work/ itself, where the mark means nothing.
+    if bears != Bears::Marks(Namespace::User) {
+        match Namespace::Trusted.set_opaque(work) {
+            Ok(()) => return Ok(Namespace::Trusted),
+            Err(Errno::PERM) if bears == Bears::Nothing => {}
+            // No such attributes there at all.
+            Err(Errno::OPNOTSUPP) if bears != Bears::Marks(Namespace::Trusted) => {}
+            Err(Errno::PERM) => return Err(UpperError::Unreadable(upper.into())),
+            Err(errno) => return Err(failed(errno)),
+        }
+    }
+    match Namespace::User.set_opaque(work) {
+        Ok(()) => Ok(Namespace::User),
+        Err(Errno::OPNOTSUPP) => Err(UpperError::Unfit {
+            path: upper.into(),
+            what: "it has no extended attributes",
+        }),
         Err(errno) => Err(failed(errno)),
     }
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

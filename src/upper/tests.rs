@@ -7,7 +7,7 @@ use std::path::Path;
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
-use super::markers::{ImageId, Opaque, Redirect, is_whiteout_device};
+use super::markers::{ImageId, Namespace, Opaque, Redirect, is_whiteout_device};
 use super::work::{Blank, remove_tree};
 use super::{Upper, UpperError};
 use crate::inode::Kind;
@@ -19,6 +19,20 @@ fn open(dir: &Path) -> Upper {
         Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::AlreadyExists),
     }
     Upper::open(&dir.join("upper"), &dir.join("work")).unwrap()
+}
+
+/// Runs `f` in a thread that cannot see attributes in `trusted.`.
+pub(crate) fn without_root<T: Send>(f: impl FnOnce() -> T + Send) -> T {
+    use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
+    std::thread::scope(|scope| {
+        let less = || {
+            let mut sets = capabilities(None).unwrap();
+            sets.effective.remove(CapabilitySet::SYS_ADMIN);
+            set_capabilities(None, sets).unwrap();
+            f()
+        };
+        scope.spawn(less).join().unwrap()
+    })
 }
 
 fn set_mode(path: &Path, mode: u32) {
@@ -340,5 +354,92 @@ fn work_directories_of_overlayfs_are_known() {
         }
         drop(open(dir.path()));
         assert!(work_is_empty(dir.path()), "{made}");
+    }
+}
+
+/// An upper that holds `upper/d/e` and `upper/f`, with these attributes on these of them.
+fn marked(marks: &[(&str, &str)]) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir_all(dir.path().join("upper/d/e")).unwrap();
+    std::fs::write(dir.path().join("upper/f"), "").unwrap();
+    for (path, name) in marks {
+        let dir = std::fs::File::open(dir.path().join(path)).unwrap();
+        fs::setxattr(dir.as_fd(), name.as_bytes(), b"y", 0).unwrap();
+    }
+    dir
+}
+
+#[test]
+fn the_namespace_of_the_marks_that_are_there_is_used() {
+    let root = !open(tempfile::tempdir().unwrap().path()).unprivileged();
+    let own = match root {
+        true => Namespace::Trusted,
+        false => Namespace::User,
+    };
+    for (marks, used) in [
+        (&[][..], own),
+        (&[("upper", "user.overlay.uuid")], Namespace::User),
+        (&[("upper", "user.tarnfs.ino")], Namespace::User),
+        (&[("upper/d/e", "user.overlay.opaque")], Namespace::User),
+        (&[("upper/d/e", "user.overlayer")], own),
+    ] {
+        assert_eq!(open(marked(marks).path()).marks(), used, "{marks:?}");
+    }
+    if !root {
+        return;
+    }
+    // A program inside root's overlayfs could have set the others.
+    for marks in [
+        &[
+            ("upper", "trusted.overlay.uuid"),
+            ("upper", "user.overlay.uuid"),
+        ],
+        &[
+            ("upper/d/e", "trusted.overlay.opaque"),
+            ("upper/d", "user.overlay.opaque"),
+        ],
+    ] {
+        assert_eq!(open(marked(marks).path()).marks(), own, "{marks:?}");
+    }
+}
+
+#[test]
+fn marks_that_only_root_can_read_are_not_passed_over() {
+    let open = |dir: &tempfile::TempDir| {
+        let dir = dir.path();
+        without_root(|| Upper::open(&dir.join("upper"), &dir.join("work")))
+    };
+    // One's own files, and marks that say whose they are.
+    assert_eq!(open(&marked(&[])).unwrap().marks(), Namespace::User);
+    let dir = marked(&[("upper", "user.overlay.impure")]);
+    fs::mknod(
+        std::fs::File::open(dir.path().join("upper/d"))
+            .unwrap()
+            .as_fd(),
+        b"w",
+        Kind::Char,
+        0,
+        0,
+    )
+    .unwrap();
+    assert_eq!(open(&dir).unwrap().marks(), Namespace::User);
+    // A whiteout whose writer nothing tells.
+    let dir = marked(&[]);
+    fs::mknod(
+        std::fs::File::open(dir.path().join("upper/d"))
+            .unwrap()
+            .as_fd(),
+        b"w",
+        Kind::Char,
+        0,
+        0,
+    )
+    .unwrap();
+    let said = open(&dir).unwrap_err().to_string();
+    assert!(said.contains("mount it as root"), "{said}");
+    if rustix::process::geteuid().is_root() {
+        let dir = marked(&[("upper", "trusted.tarnfs.ino")]);
+        std::os::unix::fs::chown(dir.path().join("upper/d"), Some(70_000), None).unwrap();
+        assert!(open(&dir).is_err());
     }
 }

@@ -145,7 +145,7 @@ assert os.stat('suid').st_mode & 0o6000 == 0
             fs::create_dir(at.join("acls")).unwrap();
             fs::write(at.join("file"), "changed").unwrap();
             unmarked(at);
-            for name in ["trusted.overlay.opaque", "trusted.tarnfs.ino"] {
+            for name in ["trusted.overlay.opaque", "trusted.tarnfs.ino", "user.overlay.opaque"] {
                 let set = rustix::fs::setxattr(at.join("acls"), name, b"y", XattrFlags::empty());
                 assert_eq!(set, Err(Errno::OPNOTSUPP));
                 let got = rustix::fs::getxattr(at.join("acls"), name, &mut [0_u8; 8]);

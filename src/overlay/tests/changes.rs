@@ -8,11 +8,6 @@ fn marks_do_not_exist_for_those_inside() {
     let f = Fixture::new();
     f.write("big", 0, b"!");
     f.rename("a", "moved", 0).unwrap();
-    let space = if f.fs.marks().unwrap() == crate::upper::markers::Namespace::Trusted {
-        "trusted"
-    } else {
-        "user"
-    };
     for path in ["big", "moved", ""] {
         let ino = f.ino(path);
         let names = f.fs.listxattr(ino).unwrap();
@@ -22,13 +17,13 @@ fn marks_do_not_exist_for_those_inside() {
                 .any(|n| n.starts_with(b"trusted.") || n.starts_with(b"user.overlay"))
         );
         for key in [
-            "overlay.redirect",
-            "overlay.opaque",
-            "tarnfs.ino",
-            "overlay.impure",
+            &b"trusted.overlay.redirect"[..],
+            b"trusted.overlay.opaque",
+            b"trusted.tarnfs.ino",
+            b"trusted.overlay.impure",
+            b"user.overlay.redirect",
+            b"user.tarnfs.ino",
         ] {
-            let key = format!("{space}.{key}");
-            let key = key.as_bytes();
             assert_eq!(errno(f.fs.getxattr(ino, key)), libc::ENODATA);
             assert_eq!(errno(f.fs.setxattr(ino, key, b"y", 0)), libc::EOPNOTSUPP);
             assert!([libc::EOPNOTSUPP, libc::ENODATA].contains(&errno(f.fs.removexattr(ino, key))));
@@ -206,4 +201,30 @@ fn an_upper_is_used_by_one_mount_at_a_time() {
             .to_string()
             .contains("No such file")
     );
+}
+
+#[test]
+fn regression_an_upper_written_without_root_is_read_by_root() {
+    let home = crate::upper::tests::without_root(|| {
+        let f = Fixture::new();
+        f.rename("a", "moved", 0).unwrap();
+        f.mkdir("a");
+        f.unlink("big").unwrap();
+        f.write("suid", 0, b"!");
+        f.dir
+    });
+    let f = Fixture::reopen(home);
+    assert_eq!(
+        f.fs.marks().unwrap(),
+        crate::upper::markers::Namespace::User
+    );
+    assert!(f.exists("moved/sub/deep") && !f.exists("a/sub") && !f.exists("big"));
+    assert_eq!(f.fs.listxattr(f.ino("moved")).unwrap(), [] as [Vec<u8>; 0]);
+    f.rename("moved/sub", "b/sub", 0).unwrap();
+    let home = f.dir;
+    drop(f.fs);
+    crate::upper::tests::without_root(|| {
+        let f = Fixture::reopen(home);
+        assert!(f.exists("b/sub/deep") && !f.exists("moved/sub"));
+    });
 }
