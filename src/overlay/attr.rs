@@ -72,6 +72,7 @@ impl Overlay {
         if let Some(fd) = own.and_then(|file| file.writable()) {
             return fs::truncate(fd.as_fd(), size).doing("truncating");
         }
+        self.check_whole(node)?;
         let fd = self.open_node(node, OFlags::WRONLY)?;
         fs::truncate(fd.as_fd(), size).doing("truncating")
     }

@@ -382,6 +382,7 @@ impl Overlay {
         if node.kind == Kind::Dir {
             return refuse(Errno::PERM);
         }
+        self.check_whole(&node)?;
         let parent = self.upper_dir(&self.directory(new_parent)?)?;
         let target = Target::Upper(Arc::clone(&parent));
         let _entries = parent.lock_entries();

@@ -10,7 +10,7 @@ use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
 use rustix::io::Errno;
 
 use super::error::{Doing, refuse};
-use super::node::Node;
+use super::node::{FACT_WHOLE, Node, Place};
 use super::{Error, Handle, Ino, Overlay, Result, Target};
 use crate::inode::{Attr, Kind};
 use crate::lower::{Nid, Seek};
@@ -45,6 +45,21 @@ impl OpenFile {
             Backing::Upper(fd, _) if self.writable => Some(Arc::clone(fd)),
             _ => None,
         }
+    }
+}
+
+/// One of a file's paths.
+fn path_for_log(node: &Arc<Node>) -> String {
+    let mut path = String::new();
+    let mut at = Arc::clone(node);
+    loop {
+        let link = match &*at.place() {
+            Place::Upper { links, .. } => links.first().cloned(),
+            Place::Lower => None,
+        };
+        let Some(link) = link else { return path };
+        path = format!("/{}{path}", link.name.as_bytes().escape_ascii());
+        at = link.parent;
     }
 }
 
@@ -103,6 +118,7 @@ impl Overlay {
     /// Opens the upper's file for what `flags` ask. Reading is always asked for too, since a
     /// writer's file may be mapped or copied from; appending is the kernel's to place.
     fn open_backing(&self, node: &Arc<Node>, flags: i32) -> Result<OwnedFd> {
+        self.check_whole(node)?;
         let trunc = if flags & libc::O_TRUNC != 0 {
             OFlags::TRUNC
         } else {
@@ -121,6 +137,25 @@ impl Overlay {
             },
             _ => self.open_node(node, OFlags::RDWR | extra),
         }
+    }
+
+    /// Refuses a file that an overlayfs mounted with `metacopy=on` left without its data: here it
+    /// would read as zeros, and under another name overlayfs would not find the data again. None
+    /// is in an upper that was empty when it was opened.
+    pub(super) fn check_whole(&self, node: &Arc<Node>) -> Result<()> {
+        if self.fresh || node.kind != Kind::File || node.dir.has(FACT_WHOLE) {
+            return Ok(());
+        }
+        let marks = self.marks()?;
+        if self.with_fd(node, |fd| marks.is_metacopy(fd).doing("reading a mark"))? {
+            tracing::error!(
+                file = path_for_log(node),
+                "its data is not in the upper (metacopy of overlayfs)"
+            );
+            return refuse(Errno::IO);
+        }
+        node.dir.note(FACT_WHOLE);
+        Ok(())
     }
 
     /// Makes a handle of an open upper file.

@@ -142,6 +142,8 @@ pub(super) const FACT_REMOVED: u8 = 4;
 pub(super) const FACT_XWHITEOUTS: u8 = 8;
 /// It was made opaque after it had been merged.
 pub(super) const FACT_OPAQUE: u8 = 16;
+/// A file, whose data has been found to be in the upper.
+pub(super) const FACT_WHOLE: u8 = 32;
 
 impl DirState {
     pub(super) fn has(&self, fact: u8) -> bool {

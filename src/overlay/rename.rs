@@ -115,7 +115,10 @@ impl Overlay {
 
     fn risen(&self, target: &Target) -> Result<Arc<Node>> {
         match target {
-            Target::Upper(node) => Ok(Arc::clone(node)),
+            Target::Upper(node) => {
+                self.check_whole(node)?;
+                Ok(Arc::clone(node))
+            }
             Target::Lower(nid) => self.copy_up(*nid),
         }
     }

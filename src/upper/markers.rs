@@ -6,7 +6,8 @@
 //! nesting since Linux 6.7, an empty regular file with `overlay.whiteout` in a directory whose
 //! `overlay.opaque` is `x`); `overlay.opaque=y` hides the lower directory of that name;
 //! `overlay.redirect` names the lower directory that a renamed one goes on with;
-//! `overlay.impure=y` says that a directory holds entries that came from the lower.
+//! `overlay.impure=y` says that a directory holds entries that came from the lower;
+//! `overlay.metacopy` says that a file has its attributes here and its data in the lower.
 //! Ours: `tarnfs.ino` keeps the inode number that a file had before it was copied up;
 //! `tarnfs.null-device` says that a character device is 0:0 to those inside the mount
 //! ([`NULL_DEVICE`]).
@@ -71,6 +72,7 @@ const OPAQUE: &str = "overlay.opaque";
 const REDIRECT: &str = "overlay.redirect";
 const IMPURE: &str = "overlay.impure";
 const WHITEOUT: &str = "overlay.whiteout";
+const METACOPY: &str = "overlay.metacopy";
 const NULL: &str = "tarnfs.null-device";
 
 /// The device number (makedev(3)), 0:1, that a character device 0:0 has in the upper, where it would be a
@@ -156,6 +158,14 @@ impl Namespace {
     /// setxattr(2)'s.
     pub fn set_impure(self, dir: BorrowedFd<'_>) -> Result<()> {
         fs::setxattr(dir, &self.key(IMPURE), b"y", 0)
+    }
+
+    /// Whether a file has its attributes alone in the upper (overlayfs' `metacopy=on`).
+    ///
+    /// # Errors
+    /// getxattr(2)'s.
+    pub fn is_metacopy(self, file: BorrowedFd<'_>) -> Result<bool> {
+        Ok(fs::getxattr(file, &self.key(METACOPY))?.is_some())
     }
 
     /// The inode number that a copied-up file keeps; `None` for one of another image's index.

@@ -1,7 +1,9 @@
 //! Extended attributes, ACLs, and what else changes an inode.
 
+use std::os::fd::AsFd;
+
 use super::fixture::{Fixture, errno, me, name};
-use crate::overlay::{Caller, Make, ROOT_INO};
+use crate::overlay::{Caller, Make, ROOT_INO, SetAttr};
 
 #[test]
 fn marks_do_not_exist_for_those_inside() {
@@ -227,4 +229,40 @@ fn regression_an_upper_written_without_root_is_read_by_root() {
         let f = Fixture::reopen(home);
         assert!(f.exists("b/sub/deep") && !f.exists("moved/sub"));
     });
+}
+
+#[test]
+fn a_file_without_its_data_is_no_file_of_zeros() {
+    let f = Fixture::new();
+    f.create("b/meta", b"");
+    let file = std::fs::File::create(f.upper("b/meta")).unwrap();
+    file.set_len(5_000).unwrap();
+    for space in ["trusted", "user"] {
+        let key = format!("{space}.overlay.metacopy");
+        // Without root there is the other one alone.
+        crate::sys::fs::setxattr(file.as_fd(), key.as_bytes(), b"", 0).ok();
+    }
+    let f = f.again();
+    let ino = f.ino("b/meta");
+    assert_eq!(f.attr("b/meta").size, 5_000);
+    for flags in [libc::O_RDONLY, libc::O_WRONLY, libc::O_RDWR | libc::O_TRUNC] {
+        assert_eq!(errno(f.fs.open(ino, flags)), libc::EIO);
+    }
+    let set = |set| f.fs.setattr(ino, None, &set);
+    let cut = set(SetAttr {
+        size: Some(1),
+        ..SetAttr::default()
+    });
+    assert_eq!(errno(cut), libc::EIO);
+    assert_eq!(errno(f.rename("b/meta", "meta", 0)), libc::EIO);
+    assert_eq!(errno(f.rename("big", "b/meta", 2)), libc::EIO);
+    assert_eq!(errno(f.fs.link(ino, ROOT_INO, &name("meta"))), libc::EIO);
+    assert_eq!(file.metadata().unwrap().len(), 5_000);
+    set(SetAttr {
+        perm: Some(0o600),
+        ..SetAttr::default()
+    })
+    .unwrap();
+    f.unlink("b/meta").unwrap();
+    assert!(!f.exists("b/meta"));
 }
