@@ -480,6 +480,25 @@ fn a_full_disk() {
     ok("umount", [full.as_os_str()]);
 }
 
+/// An index that is larger than files may be (`ulimit -f`): said so, and no half index is left.
+#[test]
+fn a_limit_of_file_sizes() {
+    let sandbox = Sandbox::new();
+    let mut many = tar();
+    for n in 0..20_000 {
+        many = many.file(format!("file-{n}").as_bytes(), b"");
+    }
+    let (big, index) = (sandbox.at("many.tar"), sandbox.at("i.erofs"));
+    fs::write(&big, many.end()).unwrap();
+    let before = listing(&sandbox);
+    let mut command = std::process::Command::new("sh");
+    command.args(["-ec", "ulimit -f 64; exec \"$@\"", "sh", common::TARNFS]);
+    command.args(["index".as_ref(), "-o".as_ref(), index.as_os_str()]);
+    command.arg(&big).env("TARNFS_STORE", sandbox.at("store"));
+    assert_refusal(&common::run(command), "File too large", "a limit");
+    assert_eq!(listing(&sandbox), before);
+}
+
 /// Without /dev/fuse the error names it.
 #[test]
 fn no_dev_fuse() {

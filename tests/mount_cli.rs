@@ -362,6 +362,35 @@ fn regression_work_is_the_servers_alone() {
     ok(&bench.umount(&[]));
 }
 
+/// `ulimit -f` of who started the server: a larger file is refused to its writer, and the server
+/// goes on.
+#[test]
+fn regression_a_limit_of_file_sizes_does_not_end_the_server() {
+    if !can_mount("limit of file sizes") {
+        return;
+    }
+    let bench = Bench::new();
+    let mut limited = Command::new("sh");
+    limited
+        .args(["-ec", "ulimit -f 400; exec \"$@\"", "sh", TARNFS, "mount"])
+        .args(["--upper", "upper", "image.tar", "mnt"])
+        .env("TARNFS_STORE", bench.path("store"))
+        .current_dir(bench.dir.path());
+    ok(&limited.output().unwrap());
+    let mnt = bench.mnt();
+    let error = fs::write(mnt.join("large"), vec![1; 1 << 20]).unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::FileTooLarge);
+    let file = fs::File::options()
+        .write(true)
+        .open(mnt.join("hello"))
+        .unwrap();
+    let error = file.set_len(1 << 20).unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::FileTooLarge);
+    assert_eq!(fs::read_to_string(mnt.join("hello")).unwrap(), "hello\n");
+    drop(file);
+    ok(&bench.umount(&[]));
+}
+
 #[test]
 fn a_dead_mount_is_cleared() {
     if !can_mount("a_dead_mount_is_cleared") {

@@ -79,6 +79,8 @@ pub fn run(source: Source, options: &Options) -> Result<Ended, ActorError> {
     };
     setrlimit(Resource::Nofile, raised)
         .map_err(ActorError::system("cannot raise the limit of open files"))?;
+    crate::sys::signal::survive_file_size_limit()
+        .map_err(ActorError::system("cannot catch SIGXFSZ"))?;
     let signals =
         Blocked::new(&FORWARDED).map_err(ActorError::system("cannot wait for signals"))?;
     let keep = options.keep && options.writes.is_none();

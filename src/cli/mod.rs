@@ -98,6 +98,9 @@ pub(crate) fn main() -> ExitCode {
     if let Err(error) = tarnfs::sys::namespace::keep_from_children() {
         return report(anyhow::Error::new(error).context("keeping open files to this process"));
     }
+    if let Err(error) = tarnfs::sys::signal::survive_file_size_limit() {
+        return report(anyhow::Error::new(error).context("catching SIGXFSZ"));
+    }
     let argv: Vec<_> = std::env::args_os().collect();
     let commands = Cli::command();
     if let Some(argv) = helper::invocation(&commands, &argv) {

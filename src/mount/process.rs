@@ -7,8 +7,9 @@ use rustix::fs::Mode;
 use rustix::process::{Resource, Rlimit};
 
 /// Makes this process fit to serve: no umask of its own (modes are the callers'), as many open
-/// files as it may have, and a working directory that keeps no filesystem busy. Relative paths
-/// mean nothing afterwards.
+/// files as it may have, EFBIG instead of its end where a caller's file meets the limit of file
+/// sizes that it was started with, and a working directory that keeps no filesystem busy.
+/// Relative paths mean nothing afterwards.
 ///
 /// # Errors
 /// The system's.
@@ -24,6 +25,7 @@ pub fn prepare_process() -> io::Result<()> {
             maximum: limit.maximum,
         },
     )?;
+    crate::sys::signal::survive_file_size_limit()?;
     std::env::set_current_dir("/")
 }
 

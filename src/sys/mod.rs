@@ -10,3 +10,4 @@ pub mod fuse;
 pub mod map;
 pub mod mount;
 pub mod namespace;
+pub mod signal;

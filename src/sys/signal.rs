@@ -1,0 +1,36 @@
+//! Signals that a system call would end the process with.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::mem::MaybeUninit;
+
+/// Does nothing: that there is a handler is enough.
+extern "C" fn caught(_: libc::c_int) {}
+
+/// Lets a write beyond the limit of file sizes (`ulimit -f`) fail with EFBIG instead of ending the
+/// process with SIGXFSZ. Programs that this process executes have the signal as it was: a handler
+/// does not outlive execve(2), as being ignored does.
+///
+/// # Errors
+/// sigaction(2)'s.
+pub fn survive_file_size_limit() -> io::Result<()> {
+    let mut now = MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: a null action changes nothing; the other is room for the one that is set.
+    if unsafe { libc::sigaction(libc::SIGXFSZ, std::ptr::null(), now.as_mut_ptr()) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: sigaction(2) has filled it in; it was zeroed, which is valid too.
+    let mut action = unsafe { now.assume_init() };
+    if action.sa_sigaction != libc::SIG_DFL {
+        return Ok(());
+    }
+    let handler: extern "C" fn(libc::c_int) = caught;
+    action.sa_sigaction = handler as libc::sighandler_t;
+    action.sa_flags = libc::SA_RESTART;
+    // SAFETY: the handler does nothing, which is safe at any moment, and lives as long as the
+    // program.
+    if unsafe { libc::sigaction(libc::SIGXFSZ, &raw const action, std::ptr::null_mut()) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
