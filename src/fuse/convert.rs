@@ -8,7 +8,7 @@ use fuser::{Errno, FileAttr, FileHandle, FileType, INodeNo, Request, TimeOrNow};
 use super::Answer;
 use crate::inode::{Attr, Kind, Time};
 use crate::name::{Name, NameError};
-use crate::overlay::{Caller, Handle, Ino, SetAttr, SetTime};
+use crate::overlay::{Asker, Caller, Handle, Ino, SetAttr, SetTime};
 
 pub(super) fn ino(nodeid: INodeNo) -> Ino {
     Ino(nodeid.0)
@@ -22,6 +22,14 @@ pub(super) fn caller(req: &Request) -> Caller {
     Caller {
         uid: req.uid(),
         gid: req.gid(),
+    }
+}
+
+pub(super) fn asker(req: &Request) -> Asker {
+    Asker {
+        uid: req.uid(),
+        gid: req.gid(),
+        pid: req.pid(),
     }
 }
 

@@ -19,7 +19,8 @@ const MAX_BACKGROUND: u16 = 64;
 ///   knowing the caller's capabilities, which we do not;
 /// - `ATOMIC_O_TRUNC`: for the same reason. Truncation by open(2) comes as a SETATTR after the
 ///   OPEN, in which the kernel also clears set-user-ID bits; inside OPEN nobody would;
-/// - `SETXATTR_EXT`, `ALLOW_IDMAP`, `CREATE_SUPP_GROUP`, `SECURITY_CTX`: fuser does not parse the
+/// - `SETXATTR_EXT` (the overlay finds out by itself who loses set-group-ID by an ACL),
+///   `ALLOW_IDMAP`, `CREATE_SUPP_GROUP`, `SECURITY_CTX`: fuser does not parse the
 ///   longer requests that they bring;
 /// - `OVER_IO_URING`, `ABORT_ERROR`: fuser speaks neither;
 /// - `POSIX_LOCKS`, `FLOCK_LOCKS`: locks stay the kernel's own.

@@ -411,7 +411,7 @@ impl Filesystem for Adapter {
     }
     fn setxattr(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         name: &OsStr,
         value: &[u8],
@@ -419,7 +419,7 @@ impl Filesystem for Adapter {
         _position: u32,
         reply: ReplyEmpty,
     ) {
-        self.on_setxattr(ino, name, value, flags, reply);
+        self.on_setxattr(req, ino, name, value, flags, reply);
     }
     fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         self.on_removexattr(ino, name, reply);

@@ -3,9 +3,9 @@
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
-use fuser::{Errno, INodeNo, ReplyEmpty, ReplyXattr};
+use fuser::{Errno, INodeNo, ReplyEmpty, ReplyXattr, Request};
 
-use super::convert::ino;
+use super::convert::{asker, ino};
 use super::entries::reply_empty;
 use super::{Adapter, Answer, errno, guarded};
 
@@ -31,6 +31,7 @@ impl Adapter {
 
     pub(super) fn on_setxattr(
         &self,
+        req: &Request,
         nodeid: INodeNo,
         name: &OsStr,
         value: &[u8],
@@ -41,7 +42,7 @@ impl Adapter {
         reply_empty(
             guarded("setxattr", || {
                 self.overlay
-                    .setxattr(ino(nodeid), name.as_bytes(), value, flags)
+                    .setxattr(asker(req), ino(nodeid), name.as_bytes(), value, flags)
                     .map_err(errno)
             }),
             reply,

@@ -2,6 +2,7 @@
 
 pub use crate::inode::SetTime;
 use crate::inode::{Attr, Kind};
+pub use crate::sys::asker::Asker;
 
 /// Number of an inode as the mount shows it: nodeid and `st_ino` at once. The root is 1; an inode
 /// that came from the image has its nid for life; one born in the upper has 2^40 + the upper's

@@ -22,7 +22,7 @@ use crate::upper::acl;
 use crate::upper::markers::Opaque;
 use crate::upper::work::{Blank, Temp};
 
-const S_ISGID: u16 = 0o2000;
+pub(super) const S_ISGID: u16 = 0o2000;
 pub(super) const ACL_ACCESS: &[u8] = b"system.posix_acl_access";
 pub(super) const ACL_DEFAULT: &[u8] = b"system.posix_acl_default";
 

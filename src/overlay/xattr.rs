@@ -1,13 +1,39 @@
 //! Extended attributes. The overlay's own marks do not exist for those inside the mount.
 
+use std::os::fd::BorrowedFd;
+
 use rustix::io::Errno;
 
-use super::create::{ACL_ACCESS, ACL_DEFAULT};
+use super::create::{ACL_ACCESS, ACL_DEFAULT, S_ISGID};
 use super::error::{Doing, refuse};
 use super::node::lock;
-use super::{Ino, Overlay, Result, Target};
+use super::{Asker, Ino, Overlay, Result, Target};
 use crate::sys::fs;
 use crate::upper::markers::mark_in;
+
+/// Sets an access ACL. Who is neither in the file's group nor privileged loses set-group-ID by it
+/// (`fs/posix_acl.c:posix_acl_update_mode()`). The kernel leaves that to us
+/// (`fs/fuse/acl.c:fuse_set_acl()`), and what it says of the asker comes with `SETXATTR_EXT` only.
+fn set_access_acl(
+    asker: Asker,
+    fd: BorrowedFd<'_>,
+    value: &[u8],
+    flags: i32,
+) -> rustix::io::Result<()> {
+    let before = fs::fstat(fd)?.attr;
+    if before.perm & S_ISGID == 0 || asker.keeps_set_group_id(before.uid, before.gid) {
+        return fs::setxattr(fd, ACL_ACCESS, value, flags);
+    }
+    // First: what a crash leaves in between is less privilege, not more.
+    fs::chmod(fd, before.perm & !S_ISGID)?;
+    let set = fs::setxattr(fd, ACL_ACCESS, value, flags);
+    if set.is_err()
+        && let Err(errno) = fs::chmod(fd, before.perm)
+    {
+        tracing::warn!(%errno, "set-group-ID is lost though the ACL could not be set");
+    }
+    set
+}
 
 impl Overlay {
     fn hidden(&self, name: &[u8]) -> bool {
@@ -52,12 +78,24 @@ impl Overlay {
         Ok(names)
     }
 
-    /// Sets an extended attribute. `flags`: XATTR_CREATE, XATTR_REPLACE.
+    /// Sets an extended attribute. `flags`: XATTR_CREATE, XATTR_REPLACE. `asker` counts where it is
+    /// an ACL.
     ///
     /// # Errors
     /// EROFS, EEXIST, ENODATA, EOPNOTSUPP for a name that the overlay keeps for itself.
-    pub fn setxattr(&self, ino: Ino, name: &[u8], value: &[u8], flags: i32) -> Result<()> {
-        self.with_room(|| self.change_xattr(ino, name, |fd| fs::setxattr(fd, name, value, flags)))
+    pub fn setxattr(
+        &self,
+        asker: Asker,
+        ino: Ino,
+        name: &[u8],
+        value: &[u8],
+        flags: i32,
+    ) -> Result<()> {
+        let set = |fd: BorrowedFd<'_>| match name {
+            ACL_ACCESS => set_access_acl(asker, fd, value, flags),
+            _ => fs::setxattr(fd, name, value, flags),
+        };
+        self.with_room(|| self.change_xattr(ino, name, set))
     }
 
     /// Removes an extended attribute.
@@ -84,7 +122,7 @@ impl Overlay {
         &self,
         ino: Ino,
         name: &[u8],
-        change: impl FnOnce(std::os::fd::BorrowedFd<'_>) -> rustix::io::Result<()>,
+        change: impl FnOnce(BorrowedFd<'_>) -> rustix::io::Result<()>,
     ) -> Result<()> {
         self.writable()?;
         if self.hidden(name) {

@@ -3,6 +3,7 @@
 //! Nothing here decides anything about files: each function is one system call (or the two that
 //! belong together) made safe. The rest of the crate denies `unsafe_code`.
 
+pub mod asker;
 #[cfg(test)]
 pub(crate) mod faults;
 pub mod fs;

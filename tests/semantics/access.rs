@@ -32,6 +32,37 @@ pub(super) const CASES: &[Case] = &[
     )
     .after(dropped),
     Case::new(
+        "group_bit_needs_membership",
+        "Who changes the mode or the ACL of a file takes its set-group-ID off, unless in its group or privileged.",
+        |at| {
+            python(at, r"
+import struct
+entry = lambda tag, perm, id=0xffffffff: struct.pack('<HHI', tag, perm, id)
+acl = struct.pack('<I', 2) + entry(1, 7) + entry(2, 6, 77) + entry(4, 5) + entry(16, 7) + entry(32, 5)
+def grant(name): os.setxattr(name, 'system.posix_acl_access', acl)
+def user(groups, act, *names):
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.setgroups(groups); os.setresgid(1000, 1000, 1000); os.setresuid(1000, 1000, 1000)
+            for name in names: act(name)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    assert os.waitpid(pid, 0)[1] == 0
+user([7], grant, 'group', 'group.d')
+user([7, 2000], grant, 'group2')
+grant('group3')
+for name, mode in (('group', 0o775), ('group.d', 0o775), ('group2', 0o2775), ('group3', 0o2775)):
+    assert os.stat(name).st_mode & 0o7777 == mode, name
+user([2000], lambda name: os.chmod(name, 0o2700), 'group2')
+user([7], lambda name: os.chmod(name, 0o2700), 'group3')
+");
+            let mode = |name: &str| fs::metadata(at.join(name)).unwrap().mode() & 0o7777;
+            assert_eq!((mode("group2"), mode("group3")), (0o2700, 0o700));
+        },
+    ),
+    Case::new(
         "map_drops_privileges",
         "A file that an ordinary user stores to through a shared map loses set-user-ID with the next write at the latest.",
         |at| {

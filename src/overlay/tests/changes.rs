@@ -2,8 +2,8 @@
 
 use std::os::fd::AsFd;
 
-use super::fixture::{Fixture, errno, me, name};
-use crate::overlay::{Caller, Make, ROOT_INO, SetAttr};
+use super::fixture::{Fixture, asker, errno, me, name};
+use crate::overlay::{Asker, Caller, Make, ROOT_INO, SetAttr};
 
 #[test]
 fn marks_do_not_exist_for_those_inside() {
@@ -27,7 +27,10 @@ fn marks_do_not_exist_for_those_inside() {
             b"user.tarnfs.ino",
         ] {
             assert_eq!(errno(f.fs.getxattr(ino, key)), libc::ENODATA);
-            assert_eq!(errno(f.fs.setxattr(ino, key, b"y", 0)), libc::EOPNOTSUPP);
+            assert_eq!(
+                errno(f.fs.setxattr(asker(), ino, key, b"y", 0)),
+                libc::EOPNOTSUPP
+            );
             assert!([libc::EOPNOTSUPP, libc::ENODATA].contains(&errno(f.fs.removexattr(ino, key))));
         }
     }
@@ -44,14 +47,15 @@ fn attributes_change_on_a_copy() {
     assert_eq!(errno(f.fs.removexattr(big, b"user.none")), libc::ENODATA);
     assert!(!f.upper("big").exists());
     assert_eq!(
-        errno(f.fs.setxattr(big, b"user.note", b"", libc::XATTR_CREATE)),
+        errno(f.fs.setxattr(asker(), big, b"user.note", b"", libc::XATTR_CREATE)),
         libc::EEXIST
     );
     assert_eq!(
-        errno(f.fs.setxattr(big, b"user.none", b"", libc::XATTR_REPLACE)),
+        errno(f.fs.setxattr(asker(), big, b"user.none", b"", libc::XATTR_REPLACE)),
         libc::ENODATA
     );
-    f.fs.setxattr(big, b"user.big", &[b'x'; 3000], 0).unwrap();
+    f.fs.setxattr(asker(), big, b"user.big", &[b'x'; 3000], 0)
+        .unwrap();
     assert_eq!(f.fs.getxattr(big, b"user.big").unwrap(), [b'x'; 3000]);
     f.fs.removexattr(big, b"user.note").unwrap();
     assert_eq!(errno(f.fs.getxattr(big, b"user.note")), libc::ENODATA);
@@ -97,7 +101,7 @@ fn default_acls_are_inherited_in_place_and_through_work() {
     }
     let f = Fixture::new();
     let dir = f.ino("a");
-    f.fs.setxattr(dir, b"system.posix_acl_default", &acl, 0)
+    f.fs.setxattr(asker(), dir, b"system.posix_acl_default", &acl, 0)
         .unwrap();
     let mut seen = Vec::new();
     for (who, file) in [(me(), "mine"), (Caller { uid: 5, gid: 5 }, "theirs")] {
@@ -229,6 +233,44 @@ fn regression_an_upper_written_without_root_is_read_by_root() {
         let f = Fixture::reopen(home);
         assert!(f.exists("b/sub/deep") && !f.exists("moved/sub"));
     });
+}
+
+#[test]
+fn regression_an_acl_of_somebody_outside_the_group_takes_set_group_id() {
+    let f = Fixture::new();
+    let acl = b"\x02\0\0\0\x01\0\x07\0\xff\xff\xff\xff\x02\0\x06\0\x4d\0\0\0\
+        \x04\0\x05\0\xff\xff\xff\xff\x10\0\x05\0\xff\xff\xff\xff\x20\0\0\0\xff\xff\xff\xff";
+    let key = b"system.posix_acl_access";
+    let nobody = Asker {
+        uid: 70_000,
+        gid: 70_000,
+        pid: 0,
+    };
+    for path in ["big", "a", "made"] {
+        if path == "made" {
+            f.create(path, b"");
+        }
+        let ino = f.ino(path);
+        let set = |perm| {
+            let set = SetAttr {
+                perm: Some(perm),
+                ..SetAttr::default()
+            };
+            f.fs.setattr(ino, None, &set).unwrap();
+        };
+        set(0o2750);
+        f.fs.setxattr(asker(), ino, key, acl, 0).unwrap();
+        assert_eq!(f.attr(path).perm, 0o2750, "{path}");
+        f.fs.setxattr(nobody, ino, b"user.x", b"", 0).unwrap();
+        assert_eq!(f.attr(path).perm, 0o2750, "{path}");
+        // A refused one changes nothing.
+        f.fs.setxattr(nobody, ino, key, b"\x02\0\0\0\x07", 0)
+            .unwrap_err();
+        assert_eq!(f.attr(path).perm, 0o2750, "{path}");
+        f.fs.setxattr(nobody, ino, key, acl, 0).unwrap();
+        assert_eq!(f.attr(path).perm, 0o750, "{path}");
+        assert_eq!(f.fs.getxattr(ino, key).unwrap(), acl);
+    }
 }
 
 #[test]

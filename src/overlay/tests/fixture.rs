@@ -16,7 +16,7 @@ use crate::inode::{Attr, Time, Xattr};
 use crate::lower::{BlobFile, FileIdentity, Lower};
 use crate::name::Name;
 use crate::overlay::{
-    Caller, DirEntry, Entry, Error, Ino, Make, Options, Overlay, ROOT_INO, Result, SetAttr,
+    Asker, Caller, DirEntry, Entry, Error, Ino, Make, Options, Overlay, ROOT_INO, Result, SetAttr,
 };
 use crate::upper::{Upper, UpperError};
 
@@ -25,6 +25,14 @@ pub(super) fn me() -> Caller {
     Caller {
         uid: rustix::process::geteuid().as_raw(),
         gid: rustix::process::getegid().as_raw(),
+    }
+}
+
+pub(super) fn asker() -> Asker {
+    Asker {
+        uid: me().uid,
+        gid: me().gid,
+        pid: std::process::id(),
     }
 }
 

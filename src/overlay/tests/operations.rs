@@ -3,7 +3,7 @@
 //!
 //! Each is one step for who looks at the tree: all of it has happened or nothing.
 
-use super::fixture::{Fixture, me};
+use super::fixture::{Fixture, asker, me};
 use crate::inode::{SetTime, Time};
 use crate::overlay::{Caller, Handle, Ino, Make, Result, SetAttr};
 
@@ -125,7 +125,7 @@ const ACL: &[u8] = b"\x02\0\0\0\
     \x10\0\x07\0\xff\xff\xff\xff\x20\0\0\0\xff\xff\xff\xff";
 
 fn set_acl(f: &Fixture, path: &str, which: &[u8]) -> Result<()> {
-    f.fs.setxattr(ino(f, path)?, which, ACL, 0)
+    f.fs.setxattr(asker(), ino(f, path)?, which, ACL, 0)
 }
 
 fn default_acl(f: &Fixture) {
@@ -221,7 +221,7 @@ pub(super) const ATTRIBUTES: &[Case] = &[
         |f| utimens(f, "a/x"),
     ),
     case("setxattr", nothing, |f| {
-        f.fs.setxattr(ino(f, "a/x")?, b"user.k", b"v", 0)
+        f.fs.setxattr(asker(), ino(f, "a/x")?, b"user.k", b"v", 0)
     }),
     case("removexattr", nothing, |f| {
         f.fs.removexattr(ino(f, "big")?, b"user.note")
