@@ -14,6 +14,7 @@ use std::collections::BTreeMap;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
+use common::tarball::{Tarball, record};
 use common::{Sandbox, can_mount, ok, walk};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, UnmountFlags, fsconfig_create,
@@ -114,6 +115,11 @@ fn described(root: &Path) -> BTreeMap<Vec<u8>, String> {
     all
 }
 
+/// Runs a Python script; `sys.argv[1]` is `at`.
+fn python(at: &Path, script: &str) {
+    ok("python3", ["-c".as_ref(), script.as_ref(), at.as_os_str()]);
+}
+
 struct World {
     sandbox: Sandbox,
     tar: PathBuf,
@@ -203,4 +209,67 @@ fn tarnfs_shows_what_overlayfs_wrote() {
     let mount = sandbox.mount("mount", &tar, &options);
     walk::assert_same(&want, &described(mount.path()));
     mount.unmount();
+}
+
+/// A directory moves if the upper's filesystem can note where it came from; else EXDEV, before
+/// anything has changed, and mv(1) copies.
+#[test]
+fn regression_deep_directories_move_or_nothing_changes() {
+    if !can_mount() || !kernel::can_mount() || !common::has("python3") {
+        return;
+    }
+    let sandbox = Sandbox::new();
+    let parts: Vec<String> = (0..20).map(|n| format!("{n:0201}")).collect();
+    let (tar, index) = (sandbox.at("image.tar"), sandbox.at("image.erofs"));
+    let mut bytes = Tarball::default();
+    for depth in 1..=parts.len() {
+        let path = parts[..depth].join("/");
+        bytes = bytes.pax(&record("path", path.as_bytes())).dir(b"d/");
+    }
+    let file = format!("{}/file", parts.join("/"));
+    bytes = bytes
+        .pax(&record("path", file.as_bytes()))
+        .file(b"f", b"deep");
+    std::fs::write(&tar, bytes.end()).unwrap();
+    sandbox.tarnfs_ok([
+        "index".as_ref(),
+        tar.as_os_str(),
+        "-o".as_ref(),
+        index.as_os_str(),
+    ]);
+    let (upper, work) = (sandbox.dir("upper"), sandbox.at("work"));
+    let options = [
+        "--upper",
+        upper.to_str().unwrap(),
+        "--work",
+        work.to_str().unwrap(),
+    ];
+    let mount = sandbox.mount("mount", &tar, &options);
+    // 4,039 bytes: as long as a path in an image may be, and more than an attribute on ext4 holds.
+    let descend = "import errno, os, subprocess, sys
+top = sys.argv[1]; os.chdir(top)
+parts = ['%0201d' % n for n in range(20)]
+for part in parts[:19]: os.chdir(part)
+";
+    let refused = "try: os.rename(parts[19], top + '/moved')
+except OSError as error: assert error.errno == errno.EXDEV
+else: os.rename(top + '/moved', parts[19])
+";
+    python(mount.path(), &format!("{descend}{refused}"));
+    const EXT4: u64 = 0xef53;
+    if rustix::fs::statfs(&upper).unwrap().f_type as u64 == EXT4 {
+        for dir in [&upper, &work.join("work")] {
+            assert_eq!(std::fs::read_dir(dir).unwrap().count(), 0, "{dir:?}");
+        }
+    }
+    let moved = "assert subprocess.call(['mv', parts[19], top + '/moved']) == 0
+for _ in range(4): os.chdir('..')
+os.rename(parts[15], top + '/noted')
+";
+    python(mount.path(), &format!("{descend}{moved}"));
+    assert_eq!(std::fs::read(mount.at("moved/file")).unwrap(), b"deep");
+    let want = described(mount.path());
+    mount.unmount();
+    let mounts = overlayfs(sandbox.path(), &index, &tar, &upper, &sandbox.at("work2"));
+    walk::assert_same(&want, &described(&mounts[0].0));
 }

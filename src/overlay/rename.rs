@@ -45,7 +45,8 @@ impl Overlay {
     ///
     /// # Errors
     /// ENOENT, EEXIST, EISDIR, ENOTDIR, ENOTEMPTY, EROFS; EINVAL for RENAME_WHITEOUT (a whiteout
-    /// cannot be shown by what hides whiteouts) and for a directory moved below itself.
+    /// cannot be shown by what hides whiteouts) and for a directory moved below itself; EXDEV for
+    /// a directory of the image whose path is longer than the upper's filesystem can note.
     pub fn rename(
         &self,
         parent: Ino,
@@ -79,15 +80,20 @@ impl Overlay {
             // Refused before anything is copied up; looked at again under the locks.
             self.vacancy(&to_dir, new_name)?;
         }
-        // Copied up before any lock on names: copying takes those itself.
-        let moved = self.risen(&source)?;
-        let swapped = match exchange {
+        let target = match exchange {
             true => match self.find(&to_dir, new_name)? {
-                Some(target) => Some(self.risen(&target)?),
+                Some(target) => Some(target),
                 None => return refuse(Errno::NOENT),
             },
             false => None,
         };
+        let around = (parent == new_parent).then_some(&from_dir);
+        for moves in [Some(&source), target.as_ref()].into_iter().flatten() {
+            self.check_movable(moves, around)?;
+        }
+        // Copied up before any lock on names: copying takes those itself.
+        let moved = self.risen(&source)?;
+        let swapped = target.map(|target| self.risen(&target)).transpose()?;
         let from = Side {
             parent: self.upper_dir(&from_dir)?,
             name,
@@ -111,6 +117,26 @@ impl Overlay {
             }
             None => self.replace(&from, &moved, &to, noreplace),
         }
+    }
+
+    /// Refuses a directory of the image whose path is too long to be noted, before anything has
+    /// changed. `around` is the directory that it stays in.
+    fn check_movable(&self, target: &Target, around: Option<&Target>) -> Result<()> {
+        let nid = match target {
+            Target::Lower(nid) if self.kind(target)? == Kind::Dir => Some(*nid),
+            Target::Lower(_) => None,
+            Target::Upper(node) => node.lower_part(),
+        };
+        let Some(nid) = nid else { return Ok(()) };
+        let stays_in = match around {
+            Some(Target::Lower(nid)) => Some(*nid),
+            Some(Target::Upper(node)) => node.lower_part(),
+            None => None,
+        };
+        let redirect = self.redirect_to(nid, stays_in)?;
+        self.writable()?
+            .can_redirect(&redirect)
+            .doing("trying a mark")
     }
 
     fn risen(&self, target: &Target) -> Result<Arc<Node>> {
@@ -320,7 +346,8 @@ impl Overlay {
         match node.lower_part() {
             Some(nid) => {
                 let same_dir = Arc::ptr_eq(&from.parent, &to.parent);
-                let redirect = self.redirect_to(nid, same_dir.then_some(&to.parent))?;
+                let stays_in = to.parent.lower_part().filter(|_| same_dir);
+                let redirect = self.redirect_to(nid, stays_in)?;
                 marks
                     .set_redirect(fd.as_fd(), &redirect)
                     .doing("setting a mark")
@@ -335,9 +362,9 @@ impl Overlay {
 
     /// What leads to a lower directory: its name where it stays in its lower parent, which
     /// survives a move of that; else its path (`fs/overlayfs/dir.c:ovl_set_redirect()`).
-    fn redirect_to(&self, nid: Nid, stays_in: Option<&Arc<Node>>) -> Result<Redirect> {
+    fn redirect_to(&self, nid: Nid, stays_in: Option<Nid>) -> Result<Redirect> {
         let (parent, name) = self.lower_name(nid)?;
-        if stays_in.is_some_and(|node| node.lower_part() == Some(parent)) {
+        if stays_in == Some(parent) {
             return Ok(Redirect::Sibling(name.as_bytes().to_vec()));
         }
         let mut parts = vec![name];

@@ -40,6 +40,28 @@ pub enum Redirect {
     Absolute(Vec<u8>),
 }
 
+/// Bytes of a redirect that overlayfs writes by default (`fs/overlayfs/dir.c`: `redirect_max`), and
+/// that any filesystem holds. It reads them of any length.
+const REDIRECT_SURE: usize = 256;
+
+impl Redirect {
+    fn value(&self) -> Vec<u8> {
+        match self {
+            Self::Sibling(name) => name.clone(),
+            Self::Absolute(path) => [b"/", path.as_slice()].concat(),
+        }
+    }
+
+    /// Whether it depends on the filesystem if it can be noted.
+    #[must_use]
+    pub fn is_long(&self) -> bool {
+        match self {
+            Self::Sibling(_) => false,
+            Self::Absolute(path) => path.len() >= REDIRECT_SURE,
+        }
+    }
+}
+
 /// What a directory's `overlay.opaque` says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Opaque {
@@ -135,13 +157,16 @@ impl Namespace {
     /// Notes where a directory's lower part is.
     ///
     /// # Errors
-    /// setxattr(2)'s.
+    /// setxattr(2)'s; EXDEV for a long one that the filesystem cannot hold.
     pub fn set_redirect(self, dir: BorrowedFd<'_>, redirect: &Redirect) -> Result<()> {
-        let value = match redirect {
-            Redirect::Sibling(name) => name.clone(),
-            Redirect::Absolute(path) => [b"/", path.as_slice()].concat(),
-        };
-        fs::setxattr(dir, &self.key(REDIRECT), &value, 0)
+        match fs::setxattr(dir, &self.key(REDIRECT), &redirect.value(), 0) {
+            // ext4 has one block for all attributes of a file, and says that it is full
+            // (fs/overlayfs/dir.c:ovl_set_redirect() says EXDEV whatever was wrong).
+            Err(Errno::NOSPC | Errno::TOOBIG | Errno::RANGE) if redirect.is_long() => {
+                Err(Errno::XDEV)
+            }
+            other => other,
+        }
     }
 
     /// Whether a directory may hold entries that came from the lower.

@@ -127,6 +127,25 @@ fn marks_are_read_as_they_were_set() {
 }
 
 #[test]
+fn regression_a_redirect_that_cannot_be_noted_is_exdev() {
+    let dir = tempfile::tempdir().unwrap();
+    let upper = open(dir.path());
+    let path = |len: usize| Redirect::Absolute(vec![b'x'; len]);
+    let long = Redirect::Sibling(vec![b'x'; 255]);
+    assert!(!long.is_long() && !path(255).is_long() && path(256).is_long());
+    for fits in [long, path(255), path(900)] {
+        upper.can_redirect(&fits).unwrap();
+    }
+    // XATTR_SIZE_MAX, on any filesystem.
+    assert_eq!(upper.can_redirect(&path(65_536)), Err(Errno::XDEV));
+    let made = upper.temp(Blank::Dir).unwrap();
+    let set = upper.marks().set_redirect(made.fd(), &path(65_536));
+    assert_eq!(set, Err(Errno::XDEV));
+    drop(made);
+    assert!(work_is_empty(dir.path()));
+}
+
+#[test]
 fn an_unreadable_mark_is_an_error() {
     let dir = tempfile::tempdir().unwrap();
     let upper = open(dir.path());

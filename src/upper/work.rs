@@ -10,7 +10,7 @@ use rustix::fs::{OFlags, RenameFlags};
 use rustix::io::{Errno, Result};
 
 use super::Upper;
-use super::markers::{ImageId, NULL_DEVICE, number, parse_number};
+use super::markers::{ImageId, NULL_DEVICE, Redirect, number, parse_number};
 use crate::inode::Kind;
 use crate::sys::fs;
 
@@ -105,6 +105,22 @@ impl Upper {
             self.namespace.set_null_device(fd.as_fd())?;
         }
         Ok(Temp { entry, fd })
+    }
+
+    /// Whether a directory of this filesystem can note a redirect, tried on one in the work
+    /// directory.
+    ///
+    /// # Errors
+    /// EXDEV if not; mkdirat(2)'s, and ENOSPC where there is no room for a short one either.
+    pub fn can_redirect(&self, redirect: &Redirect) -> Result<()> {
+        if !redirect.is_long() {
+            return Ok(());
+        }
+        let temp = self.temp(Blank::Dir)?;
+        // Long enough to need a block of its own.
+        let short = Redirect::Sibling(vec![b'x'; 255]);
+        self.namespace.set_redirect(temp.fd(), &short)?;
+        self.namespace.set_redirect(temp.fd(), redirect)
     }
 
     /// Makes a whiteout at a name that the upper does not use yet.
