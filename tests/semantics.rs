@@ -21,10 +21,16 @@ mod data;
 mod dirs;
 #[path = "semantics/identity.rs"]
 mod identity;
+#[path = "semantics/links.rs"]
+mod links;
+#[path = "semantics/privileges.rs"]
+mod privileges;
 #[path = "semantics/rename.rs"]
 mod rename;
 #[path = "semantics/special.rs"]
 mod special;
+#[path = "semantics/times.rs"]
+mod times;
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -100,7 +106,10 @@ fn all() -> Vec<&'static Case> {
     [
         rename::CASES,
         identity::CASES,
+        links::CASES,
         data::CASES,
+        times::CASES,
+        privileges::CASES,
         access::CASES,
         special::CASES,
         dirs::CASES,
@@ -238,6 +247,21 @@ fn rename_cases() {
 #[test]
 fn identity_cases() {
     theme(identity::CASES, "");
+}
+
+#[test]
+fn link_cases() {
+    theme(links::CASES, links::GROUPS);
+}
+
+#[test]
+fn time_cases() {
+    theme(times::CASES, "");
+}
+
+#[test]
+fn privilege_cases() {
+    theme(privileges::CASES, privileges::PRIVILEGED);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 
 use fuser::{Errno, INodeNo, ReplyEmpty, ReplyXattr, Request};
 
-use super::convert::{asker, ino};
+use super::convert::{asker, caller, ino};
 use super::entries::reply_empty;
 use super::{Adapter, Answer, errno, guarded};
 
@@ -20,10 +20,19 @@ impl Adapter {
         reply_sized(answer, size, reply);
     }
 
-    pub(super) fn on_listxattr(&self, nodeid: INodeNo, size: u32, reply: ReplyXattr) {
+    pub(super) fn on_listxattr(
+        &self,
+        req: &Request,
+        nodeid: INodeNo,
+        size: u32,
+        reply: ReplyXattr,
+    ) {
         tracing::trace!(op = "listxattr", ino = %nodeid, size);
         let answer = guarded("listxattr", || {
-            let names = self.overlay.listxattr(ino(nodeid)).map_err(errno)?;
+            let names = self
+                .overlay
+                .listxattr_for(caller(req), ino(nodeid))
+                .map_err(errno)?;
             Ok(joined(&names))
         });
         reply_sized(answer, size, reply);

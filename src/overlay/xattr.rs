@@ -7,7 +7,7 @@ use rustix::io::Errno;
 use super::create::{ACL_ACCESS, ACL_DEFAULT, S_ISGID};
 use super::error::{Doing, refuse};
 use super::node::lock;
-use super::{Asker, Ino, Overlay, Result, Target};
+use super::{Asker, Caller, Ino, Overlay, Result, Target};
 use crate::sys::fs;
 use crate::upper::markers::mark_in;
 
@@ -35,6 +35,18 @@ fn set_access_acl(
     set
 }
 
+/// What reading or removing an attribute that is not there gives: ENODATA in the classes that a
+/// local filesystem has, EOPNOTSUPP in all others (fs/xattr.c:xattr_resolve_name()).
+fn missing(name: &[u8]) -> Errno {
+    let classes: [&[u8]; 3] = [b"user.", b"trusted.", b"security."];
+    let known = classes.into_iter().any(|class| name.starts_with(class));
+    match name {
+        ACL_ACCESS | ACL_DEFAULT => Errno::NODATA,
+        _ if known => Errno::NODATA,
+        _ => Errno::OPNOTSUPP,
+    }
+}
+
 impl Overlay {
     fn hidden(&self, name: &[u8]) -> bool {
         self.upper.is_some() && mark_in(name).is_some()
@@ -43,7 +55,7 @@ impl Overlay {
     /// The value of an extended attribute.
     ///
     /// # Errors
-    /// ENODATA.
+    /// ENODATA, EOPNOTSUPP for a class that is not known.
     pub fn getxattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>> {
         let value = match self.target(ino)? {
             _ if self.hidden(name) => None,
@@ -54,8 +66,22 @@ impl Overlay {
         };
         match value {
             Some(value) => Ok(value),
-            None => refuse(Errno::NODATA),
+            None => refuse(missing(name)),
         }
+    }
+
+    /// The names that `who` may know of. Those of class trusted. are listed to the superuser alone
+    /// (fs/ext4/xattr_trusted.c:ext4_xattr_trusted_list(), fs/overlayfs/xattrs.c:ovl_can_list()),
+    /// for whom, of the capabilities that the kernel asks for there, the user ID stands.
+    ///
+    /// # Errors
+    /// ESTALE, EIO.
+    pub fn listxattr_for(&self, who: Caller, ino: Ino) -> Result<Vec<Vec<u8>>> {
+        let mut names = self.listxattr(ino)?;
+        if who.uid != 0 {
+            names.retain(|name| !name.starts_with(b"trusted."));
+        }
+        Ok(names)
     }
 
     /// The names of an inode's extended attributes.
@@ -101,7 +127,8 @@ impl Overlay {
     /// Removes an extended attribute.
     ///
     /// # Errors
-    /// EROFS, ENODATA (but for an ACL), EOPNOTSUPP for a name that the overlay keeps for itself.
+    /// EROFS, ENODATA (but for an ACL), EOPNOTSUPP for a name that the overlay keeps for itself or a
+    /// class that is not known.
     pub fn removexattr(&self, ino: Ino, name: &[u8]) -> Result<()> {
         // What is not there needs no copy-up (fs/overlayfs/xattrs.c:ovl_xattr_set()).
         if let Target::Lower(nid) = self.target(ino)?
@@ -112,7 +139,7 @@ impl Overlay {
             // (fs/overlayfs/inode.c:ovl_set_or_remove_acl(), fs/ext4/acl.c:ext4_set_acl()).
             return match name {
                 ACL_ACCESS | ACL_DEFAULT => Ok(()),
-                _ => refuse(Errno::NODATA),
+                _ => refuse(missing(name)),
             };
         }
         self.with_room(|| self.change_xattr(ino, name, |fd| fs::removexattr(fd, name)))
