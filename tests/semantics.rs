@@ -21,16 +21,24 @@ mod data;
 mod dirs;
 #[path = "semantics/identity.rs"]
 mod identity;
+#[path = "semantics/large.rs"]
+mod large;
 #[path = "semantics/links.rs"]
 mod links;
+#[path = "semantics/moves.rs"]
+mod moves;
 #[path = "semantics/privileges.rs"]
 mod privileges;
+#[path = "semantics/ranges.rs"]
+mod ranges;
 #[path = "semantics/rename.rs"]
 mod rename;
 #[path = "semantics/special.rs"]
 mod special;
 #[path = "semantics/times.rs"]
 mod times;
+#[path = "semantics/watching.rs"]
+mod watching;
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -59,6 +67,8 @@ struct Case {
     place: Where,
     run: fn(&Path),
     after: fn(&Path),
+    /// A Python script that makes what this case alone needs besides.
+    besides: Option<&'static str>,
 }
 
 impl Case {
@@ -69,7 +79,13 @@ impl Case {
             place: Where::Everywhere,
             run,
             after: |_| {},
+            besides: None,
         }
+    }
+
+    const fn with(mut self, script: &'static str) -> Self {
+        self.besides = Some(script);
+        self
     }
 
     const fn after(mut self, after: fn(&Path)) -> Self {
@@ -105,14 +121,18 @@ const LIST: &str = "mkdir list; for i in $(seq 500); do : >list/$i; done";
 fn all() -> Vec<&'static Case> {
     [
         rename::CASES,
+        moves::CASES,
         identity::CASES,
         links::CASES,
         data::CASES,
+        ranges::CASES,
         times::CASES,
         privileges::CASES,
         access::CASES,
         special::CASES,
+        watching::CASES,
         dirs::CASES,
+        large::CASES,
     ]
     .into_iter()
     .flatten()
@@ -130,8 +150,12 @@ fn attempt(failed: &mut Vec<String>, stage: &str, case: &Case, what: fn(&Path), 
     }
 }
 
-fn copy(from: &Path, to: &Path) {
-    ok("cp", ["-a".as_ref(), from.as_os_str(), to.as_os_str()]);
+/// Makes the directory of a case.
+fn furnish(case: &Case, files: &Path, to: &Path) {
+    ok("cp", ["-a".as_ref(), files.as_os_str(), to.as_os_str()]);
+    if let Some(script) = case.besides {
+        python(to, script);
+    }
 }
 
 fn theme(cases: &[Case], besides: &str) {
@@ -151,9 +175,9 @@ fn theme(cases: &[Case], besides: &str) {
     );
     let (tree, plain) = (sandbox.dir("tree"), sandbox.dir("plain"));
     for case in cases {
-        copy(&files, &tree.join(case.name));
+        furnish(case, &files, &tree.join(case.name));
         if case.place != Where::Mount {
-            copy(&files, &plain.join(case.name));
+            furnish(case, &files, &plain.join(case.name));
         }
     }
     let tar = sandbox.at("image.tar");
@@ -183,7 +207,7 @@ fn theme(cases: &[Case], besides: &str) {
             &mount.at(case.name),
         );
         let born = mount.at(format!("upper-{}", case.name));
-        copy(&files, &born);
+        furnish(case, &files, &born);
         attempt(&mut failed, "upper's files", case, case.run, &born);
     }
     mount.unmount();
@@ -230,6 +254,16 @@ fn theme(cases: &[Case], besides: &str) {
             &mount.at(case.name),
         );
         mount.unmount();
+        // One with an upper, which becomes read-only.
+        let mount = sandbox.mount("mount", &tar, &options);
+        let born = mount.at(format!("upper-{}", case.name));
+        furnish(case, &files, &born);
+        let read_only = rustix::mount::MountFlags::RDONLY;
+        rustix::mount::mount_remount(mount.path(), read_only, c"").unwrap();
+        let (stage, new) = ("remounted, image's files", "remounted, upper's files");
+        attempt(&mut failed, stage, case, case.run, &mount.at(case.name));
+        attempt(&mut failed, new, case, case.run, &born);
+        mount.unmount();
     }
     assert!(
         failed.is_empty(),
@@ -242,6 +276,11 @@ fn theme(cases: &[Case], besides: &str) {
 #[test]
 fn rename_cases() {
     theme(rename::CASES, LIST);
+}
+
+#[test]
+fn move_cases() {
+    theme(moves::CASES, moves::PAIRS);
 }
 
 #[test]
@@ -275,6 +314,16 @@ fn access_cases() {
 }
 
 #[test]
+fn range_cases() {
+    theme(ranges::CASES, "");
+}
+
+#[test]
+fn watching_cases() {
+    theme(watching::CASES, "");
+}
+
+#[test]
 fn special_cases() {
     theme(special::CASES, "");
 }
@@ -282,6 +331,11 @@ fn special_cases() {
 #[test]
 fn dirs_cases() {
     theme(dirs::CASES, LIST);
+}
+
+#[test]
+fn large_cases() {
+    theme(large::CASES, "");
 }
 
 #[test]

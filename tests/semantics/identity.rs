@@ -54,7 +54,7 @@ pub(super) const CASES: &[Case] = &[
     }),
     Case::new(
         "listed_numbers",
-        "A listing gives the st_ino that stat(2) gives, and no two files share one.",
+        "A listing gives the st_ino that stat(2) gives, dots too, and no two files share one.",
         |at| {
             listed(at);
             fs::write(at.join("file"), "changed").unwrap();
@@ -158,6 +158,14 @@ pub(super) const CASES: &[Case] = &[
 ];
 
 fn listed(at: &Path) {
+    let dir = File::open(at).unwrap();
+    let mut buffer = [std::mem::MaybeUninit::uninit(); 4096];
+    let mut raw = rustix::fs::RawDir::new(&dir, &mut buffer);
+    while let Some(entry) = raw.next() {
+        let entry = entry.unwrap();
+        let name = entry.file_name().to_str().unwrap();
+        assert_eq!(entry.ino(), ino(at.join(name)).1, "{at:?}/{name}");
+    }
     let mut seen = std::collections::HashMap::new();
     for entry in fs::read_dir(at).unwrap() {
         let entry = entry.unwrap();
