@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
+#[path = "full_upper/beside_overlayfs.rs"]
+mod beside_overlayfs;
 mod common;
 
 use std::fs;
@@ -32,13 +34,19 @@ struct Full {
 
 impl Full {
     fn new(options: &str) -> Self {
+        Self::with(options, TREE, 40)
+    }
+
+    /// With the tree that a script makes, and so many inodes if it is ext4.
+    fn with(options: &str, tree: &str, inodes: u32) -> Self {
         let sandbox = Sandbox::new();
         let from = sandbox.dir("from");
-        ok("sh", ["-euc", &format!("cd '{}'; {TREE}", from.display())]);
+        ok("sh", ["-euc", &format!("cd '{}'; {tree}", from.display())]);
         let tar = sandbox.at("image.tar");
         ok(
             "tar",
             [
+                "--xattrs".as_ref(),
                 "-cf".as_ref(),
                 tar.as_os_str(),
                 "-C".as_ref(),
@@ -50,8 +58,8 @@ impl Full {
         if options == "ext4" {
             let image = sandbox.at("ext4.img");
             fs::File::create(&image).unwrap().set_len(16 << 20).unwrap();
-            let image = image.to_str().unwrap();
-            ok("mkfs.ext4", ["-q", "-F", "-N", "40", image]);
+            let (image, inodes) = (image.to_str().unwrap(), inodes.to_string());
+            ok("mkfs.ext4", ["-q", "-F", "-N", &inodes, image]);
             ok("mount", ["-o", "loop", image, disk.to_str().unwrap()]);
         } else {
             let options = std::ffi::CString::new(options).unwrap();
