@@ -202,7 +202,7 @@ impl Overlay {
                 (None, Some(fd)) => orphan(fd),
                 (None, None) => refuse(Errno::STALE),
             },
-            Place::Lower => refuse(Errno::STALE),
+            Place::Lower | Place::Rising { .. } => refuse(Errno::STALE),
         }
     }
 

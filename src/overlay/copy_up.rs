@@ -3,7 +3,8 @@
 //!
 //! Owner, mode, times, extended attributes, ACLs and holes are all carried, or it fails and
 //! nothing has changed. The data is on disk before the name is (but for `volatile`), so that no
-//! crash leaves a name with half of its bytes. The parent's times stay what they were.
+//! crash leaves a name with half of its bytes. The parent's times stay what they were. An inode
+//! with several names has one more step: [`group`](super::group).
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -16,7 +17,6 @@ use super::node::{Link, Node, Place, Seed};
 use super::{Overlay, Result, Target};
 use crate::inode::{Attr, Kind, SetTime};
 use crate::lower::{Nid, Seek};
-use crate::name::Name;
 use crate::sys::fs;
 use crate::upper::markers::mark_in;
 use crate::upper::work::{Blank, Temp};
@@ -259,6 +259,10 @@ impl Overlay {
         }
         self.unnoticed(node.kind, &link.parent, |dir| {
             let mut place = node.place_mut();
+            if !matches!(*place, Place::Lower) {
+                // Found in the upper under another name meanwhile.
+                return Ok(());
+            }
             let fd = temp
                 .publish(dir, link.name.as_bytes())
                 .doing("publishing a copy")?;
@@ -273,7 +277,7 @@ impl Overlay {
     }
 
     /// Whether a name still shows the lower inode that `node` is about to leave.
-    fn still_lower(&self, node: &Arc<Node>, link: &Link) -> Result<bool> {
+    pub(super) fn still_lower(&self, node: &Arc<Node>, link: &Link) -> Result<bool> {
         let target = Target::Upper(Arc::clone(&link.parent));
         Ok(match self.peek(&target, &link.name)? {
             Origin::Lower(nid) => self.lower_ino(nid) == node.ino,
@@ -288,7 +292,7 @@ impl Overlay {
         Ok(())
     }
 
-    fn becomes_orphan(&self, node: &Arc<Node>, fd: OwnedFd, id: u64) {
+    pub(super) fn becomes_orphan(&self, node: &Arc<Node>, fd: OwnedFd, id: u64) {
         let mut orphan = self.table.leaving().orphan(Arc::new(fd));
         orphan.leave();
         *node.place_mut() = Place::Upper {
@@ -301,7 +305,7 @@ impl Overlay {
     /// Gives `parent` a name that a copy-up of an inode of `kind` brings. The directory's times
     /// are put back: nothing that can be seen has changed there
     /// (`fs/overlayfs/copy_up.c:ovl_set_timestamps()`).
-    fn unnoticed(
+    pub(super) fn unnoticed(
         &self,
         kind: Kind,
         parent: &Arc<Node>,
@@ -315,116 +319,5 @@ impl Overlay {
         add(dir.as_fd())?;
         let (atime, mtime) = (SetTime::At(was.atime), SetTime::At(was.mtime));
         fs::utimens(dir.as_fd(), Some(atime), Some(mtime)).doing("restoring times")
-    }
-
-    /// Gives a group of hard links its copy through all of its names, or none.
-    fn publish_group(
-        &self,
-        node: &Arc<Node>,
-        temp: Temp<'_>,
-        id: u64,
-        links: &[Link],
-    ) -> Result<()> {
-        let upper = self.writable()?;
-        let nid = Nid(node.ino.0);
-        let fd = upper
-            .pend(temp, nid.0, self.image)
-            .doing("noting a group of hard links")?;
-        let mut made = Vec::with_capacity(links.len());
-        let linked = self.link_group(node, fd.as_fd(), id, links, &mut made);
-        let finished = linked.and_then(|()| {
-            upper
-                .unpend(nid.0, self.image)
-                .doing("finishing a group of hard links")
-        });
-        if finished.is_err() {
-            self.undo_group(node, &made);
-            if let Err(errno) = upper.unpend(nid.0, self.image) {
-                // The next mount finishes the group, which changes nothing that can be seen.
-                tracing::warn!(%errno, "leaving a group of hard links pending");
-            }
-        } else if made.is_empty() {
-            self.becomes_orphan(node, fd, id);
-        }
-        finished
-    }
-
-    /// Links `fd` to every name that still shows the lower inode, and notes the names in `made`.
-    fn link_group(
-        &self,
-        node: &Arc<Node>,
-        fd: BorrowedFd<'_>,
-        id: u64,
-        links: &[Link],
-        made: &mut Vec<Link>,
-    ) -> Result<()> {
-        for link in links {
-            let _entries = link.parent.lock_entries();
-            if !self.still_lower(node, link)? {
-                continue;
-            }
-            self.unnoticed(node.kind, &link.parent, |dir| {
-                fs::link_fd(fd, dir, link.name.as_bytes()).doing("linking a copy")?;
-                node.rises(id, link.clone());
-                made.push(link.clone());
-                Ok(())
-            })?;
-        }
-        Ok(())
-    }
-
-    /// Takes the names of a half-made group back: the lower's show again.
-    fn undo_group(&self, node: &Arc<Node>, made: &[Link]) {
-        let dirs: Result<Vec<_>> = made.iter().map(|link| self.dir_fd(&link.parent)).collect();
-        let Ok(dirs) = dirs else { return self.poison() };
-        // Held throughout, so that nobody goes by a name that is no more.
-        let mut place = node.place_mut();
-        for (link, dir) in made.iter().zip(&dirs) {
-            match fs::unlink(dir.as_fd(), link.name.as_bytes()) {
-                // Or removed by somebody meanwhile.
-                Ok(()) | Err(Errno::NOENT) => {}
-                Err(_) => return self.poison(),
-            }
-        }
-        *place = Place::Lower;
-    }
-
-    /// Finishes the groups of hard links that a killed mount had begun to copy up.
-    pub(super) fn settle_pending_links(&self) -> Result<()> {
-        let Some(upper) = self.upper.as_ref().filter(|_| !self.options.read_only) else {
-            return Ok(());
-        };
-        for (ino, image, fd) in upper.pending().doing("reading pending links")? {
-            let nid = Nid(ino);
-            // Of another image: nothing can be said of its other names.
-            let names = if image == self.image {
-                self.visible_names(nid)?
-            } else {
-                Vec::new()
-            };
-            for (dir, name) in names {
-                self.unnoticed(Kind::File, &self.upper_dir(&dir)?, |dir| {
-                    fs::link_fd(fd.as_fd(), dir, name.as_bytes())
-                        .doing("finishing a group of hard links")
-                })?;
-            }
-            upper
-                .unpend(ino, image)
-                .doing("finishing a group of hard links")?;
-        }
-        Ok(())
-    }
-
-    /// The names in the merged tree that lead to an inode which only the image holds.
-    pub(super) fn visible_names(&self, nid: Nid) -> Result<Vec<(Target, Name)>> {
-        let mut visible = Vec::new();
-        for (dir, name) in self.lower.names(nid)? {
-            if let Some(dir) = self.locate(dir)?
-                && self.peek(&dir, &name)? == Origin::Lower(nid)
-            {
-                visible.push((dir, name));
-            }
-        }
-        Ok(visible)
     }
 }

@@ -203,7 +203,7 @@ impl Overlay {
         match self.peek(parent, name)? {
             Origin::Absent => Ok(Vacancy::Empty),
             Origin::Whiteout => Ok(Vacancy::Whiteout),
-            Origin::Lower(_) | Origin::Upper(_) => refuse(Errno::EXIST),
+            Origin::Lower(_) | Origin::Rising(_) | Origin::Upper(_) => refuse(Errno::EXIST),
         }
     }
 

@@ -296,11 +296,16 @@ impl Overlay {
                     ino,
                     kind: entry.kind,
                 });
-            } else if let Some(Target::Upper(found)) = self.find(&target, &entry.name)? {
+            } else if let Some(found) = self.find(&target, &entry.name)? {
+                let ino = match &found {
+                    Target::Upper(node) => node.ino,
+                    // A group of hard links that is being copied up.
+                    Target::Lower(nid) => self.lower_ino(*nid),
+                };
                 list.push(Listed {
                     name: entry.name.clone(),
-                    ino: found.ino.0,
-                    kind: found.kind,
+                    ino: ino.0,
+                    kind: self.kind(&found)?,
                 });
             }
             if lower.is_some() {

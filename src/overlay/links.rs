@@ -7,7 +7,6 @@
 use std::os::fd::BorrowedFd;
 
 use super::error::Doing;
-use super::lookup::Origin;
 use super::{Overlay, Result, Target};
 use crate::inode::{Attr, SetTime, Time};
 use crate::lower::Nid;
@@ -57,7 +56,7 @@ impl Overlay {
         for (mut dir, name) in self.lower.names(nid)? {
             let mut found = self.locate(dir)?;
             if let Some(dir) = &found
-                && self.peek(dir, &name)? == Origin::Lower(nid)
+                && self.peek(dir, &name)?.lower() == Some(nid)
             {
                 continue;
             }

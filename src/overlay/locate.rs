@@ -72,7 +72,7 @@ impl Overlay {
                     let parent = links.first().map(|link| Arc::clone(&link.parent));
                     Ok(Target::Upper(parent.unwrap_or_else(|| Arc::clone(node))))
                 }
-                Place::Lower => refuse(Errno::STALE),
+                Place::Lower | Place::Rising { .. } => refuse(Errno::STALE),
             },
         }
     }

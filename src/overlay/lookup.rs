@@ -27,8 +27,21 @@ pub(super) enum Origin {
     Whiteout,
     /// An inode of the image alone.
     Lower(Nid),
+    /// The same to who looks; but the upper has this name already, for a copy that may yet be
+    /// undone ([`Place::Rising`]).
+    Rising(Nid),
     /// An inode of the upper.
     Upper(InUpper),
+}
+
+impl Origin {
+    /// The inode of the image that is seen under the name.
+    pub(super) fn lower(self) -> Option<Nid> {
+        match self {
+            Self::Lower(nid) | Self::Rising(nid) => Some(nid),
+            Self::Absent | Self::Whiteout | Self::Upper(_) => None,
+        }
+    }
 }
 
 /// An inode found in the upper.
@@ -54,12 +67,15 @@ fn attach(node: &Arc<Node>, found: &InUpper, dir: BorrowedFd<'_>, link: Link) ->
     let id = found.stat.attr.ino;
     let knows = |place: &Place| match place {
         Place::Upper { links, .. } => links.iter().any(|l| l.is(&link.parent, &link.name)),
-        Place::Lower => false,
+        Place::Lower | Place::Rising { .. } => false,
     };
     if knows(&node.place()) {
         return Ok(true);
     }
     let mut place = node.place_mut();
+    if matches!(*place, Place::Rising { .. }) {
+        return Ok(false);
+    }
     match fs::stat(dir, link.name.as_bytes()) {
         Ok(now) if now.attr.ino == id && now.attr.kind == node.kind => {}
         Ok(_) | Err(Errno::NOENT) => return Ok(false),
@@ -139,7 +155,9 @@ impl Overlay {
         for _ in 0..PEEKS {
             let found = match self.peek(parent, name)? {
                 Origin::Absent | Origin::Whiteout => return Ok(None),
-                Origin::Lower(nid) => return self.target(self.lower_ino(nid)).map(Some),
+                Origin::Lower(nid) | Origin::Rising(nid) => {
+                    return self.target(self.lower_ino(nid)).map(Some);
+                }
                 Origin::Upper(found) => found,
             };
             let Target::Upper(parent) = parent else {
@@ -242,6 +260,10 @@ impl Overlay {
             if let Some(ino) = marks.ino(fd.as_fd(), self.image).doing("reading a mark")?
                 && ino < UPPER_BASE
             {
+                let known = self.table.get(ino);
+                if known.is_some_and(|node| node.is_rising_to(stat.attr.ino)) {
+                    return Ok(Origin::Rising(Nid(ino)));
+                }
                 found.ino = ino;
             }
         }
@@ -337,7 +359,7 @@ impl Overlay {
             return false;
         }
         match &*node.place() {
-            Place::Upper { id, .. } => *id == found.stat.attr.ino,
+            Place::Upper { id, .. } | Place::Rising { id } => *id == found.stat.attr.ino,
             Place::Lower => true,
         }
     }
@@ -385,7 +407,7 @@ impl Overlay {
                 }
                 let parent = match &*last.place() {
                     Place::Upper { links, .. } => links.first().map(|l| Arc::clone(&l.parent)),
-                    Place::Lower => None,
+                    Place::Lower | Place::Rising { .. } => None,
                 };
                 let Some(parent) = parent else {
                     return refuse(Errno::STALE);
@@ -398,7 +420,7 @@ impl Overlay {
                 let place = child.place();
                 let link = match &*place {
                     Place::Upper { links, .. } => links.first(),
-                    Place::Lower => None,
+                    Place::Lower | Place::Rising { .. } => None,
                 };
                 let Some(link) = link.filter(|link| Arc::ptr_eq(&link.parent, &parent)) else {
                     continue 'retry;

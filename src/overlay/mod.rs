@@ -5,7 +5,7 @@
 //! operation checks here is what the kernel cannot know.
 //!
 //! Rooms: [`lookup`] finds, [`locate`] finds back, [`copy_up`] brings an inode from the lower to
-//! the upper (with [`links`] for hard links), [`create`], [`remove`] and [`rename`] change names,
+//! the upper (with [`group`] and [`links`] for hard links), [`create`], [`remove`] and [`rename`] change names,
 //! [`attr`], [`xattr`], [`mod@file`] and [`dir`] do what their names say, [`node`] holds the
 //! state, [`room`] waits for space that is about to come free.
 //!
@@ -13,7 +13,8 @@
 //! lower number first) → `place` of nodes (two: lower number first; a directory's parent's may
 //! be read under its own) → the table's slots and the small leaf locks in [`node`]. Nothing but
 //! `copying`, `entries` and `place` is held across a system call. Debug builds assert the order
-//! ([`order`]).
+//! ([`order`]). Who finds under `entries` that a name must be waited for (a group of hard links is
+//! rising) lets go of them first, and looks again.
 //!
 //! It never follows a symbolic link, never changes the lower, and never leaves an operation half
 //! done: what can be neither finished nor undone poisons the overlay ([`Error::Poisoned`]).
@@ -25,6 +26,7 @@ mod create;
 mod dir;
 mod error;
 mod file;
+mod group;
 mod links;
 mod locate;
 mod lookup;
@@ -87,6 +89,9 @@ pub struct Overlay {
     /// Whether renamed directories of earlier mounts have been looked for.
     redirects_found: Mutex<bool>,
     poisoned: AtomicBool,
+    /// How many wait for a group of hard links to rise.
+    #[cfg(test)]
+    await_rise: std::sync::atomic::AtomicUsize,
 }
 
 /// Where the inode of a number is now.
@@ -160,6 +165,8 @@ impl Overlay {
             fresh: true,
             redirects_found: Mutex::new(false),
             poisoned: AtomicBool::new(false),
+            #[cfg(test)]
+            await_rise: std::sync::atomic::AtomicUsize::new(0),
         }
     }
 

@@ -45,7 +45,14 @@ impl Link {
 pub(super) enum Place {
     /// In the image alone.
     Lower,
-    /// In the upper.
+    /// In the image, for everybody but who is copying it up: its copy gets the names of a group of
+    /// hard links one after the other, and whether it gets them all is not known yet. Nobody takes
+    /// such a name away or puts another inode there meanwhile (`Overlay::await_rise`).
+    Rising {
+        /// The copy's number in the upper's filesystem.
+        id: u64,
+    },
+    /// In the upper, for good.
     Upper {
         /// Its number in the upper's filesystem.
         id: u64,
@@ -57,8 +64,8 @@ pub(super) enum Place {
 }
 
 impl Place {
-    /// Forgets a name; `last` leads to the inode if it was the last. The answer must be dropped
-    /// when no lock is held: nodes may end with it.
+    /// Forgets a name; `last` leads to the inode if it was the last that is known. The answer must
+    /// be dropped when no lock is held: nodes may end with it.
     #[must_use]
     pub(super) fn lose(
         &mut self,
@@ -223,11 +230,9 @@ impl Node {
             .filter(|_| !self.dir.has(FACT_REMOVED | FACT_OPAQUE))
     }
 
-    /// Becomes an inode of the upper under this name, or gains the name if it is one already.
-    pub(super) fn rises(&self, id: u64, link: Link) {
-        let mut place = self.place_mut();
-        place.rise(id);
-        place.gain(link);
+    /// Whether it is a group of hard links that is being copied up, to this inode of the upper.
+    pub(super) fn is_rising_to(&self, upper: u64) -> bool {
+        matches!(*self.place(), Place::Rising { id } if id == upper)
     }
 
     /// Remembers a name.
@@ -238,7 +243,7 @@ impl Node {
     fn take_links(&mut self) -> Vec<Link> {
         match self.place.get_mut().unwrap_or_else(PoisonError::into_inner) {
             Place::Upper { links, .. } => std::mem::take(links),
-            Place::Lower => Vec::new(),
+            Place::Lower | Place::Rising { .. } => Vec::new(),
         }
     }
 

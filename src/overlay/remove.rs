@@ -59,11 +59,19 @@ impl Overlay {
         }
         let parent = self.upper_dir(&parent)?;
         let target = Target::Upper(Arc::clone(&parent));
-        let _entries = parent.lock_entries();
-        match self.check_removable(&target, name, dir)? {
-            Origin::Lower(nid) => self.remove_lower(&parent, name, nid, dir)?,
-            Origin::Upper(found) => self.remove_upper(&parent, name, &found)?,
-            Origin::Absent | Origin::Whiteout => return refuse(Errno::NOENT),
+        loop {
+            let entries = parent.lock_entries();
+            match self.check_removable(&target, name, dir)? {
+                Origin::Lower(nid) => self.remove_lower(&parent, name, nid, dir)?,
+                Origin::Upper(found) => self.remove_upper(&parent, name, &found)?,
+                Origin::Rising(nid) => {
+                    drop(entries);
+                    self.await_rise(nid)?;
+                    continue;
+                }
+                Origin::Absent | Origin::Whiteout => return refuse(Errno::NOENT),
+            }
+            break;
         }
         if dir {
             parent.dir.add_subdirs(-1);
@@ -75,7 +83,9 @@ impl Overlay {
         let origin = self.peek(parent, name)?;
         let (kind, target) = match origin {
             Origin::Absent | Origin::Whiteout => return refuse(Errno::NOENT),
-            Origin::Lower(nid) => (self.lower.attr(nid)?.kind, Some(Target::Lower(nid))),
+            Origin::Lower(nid) | Origin::Rising(nid) => {
+                (self.lower.attr(nid)?.kind, Some(Target::Lower(nid)))
+            }
             Origin::Upper(found) if dir => (found.stat.attr.kind, self.find(parent, name)?),
             Origin::Upper(found) => (found.stat.attr.kind, None),
         };

@@ -107,15 +107,21 @@ impl Overlay {
         } else {
             (&to.parent, &from.parent)
         };
-        let _first = first.lock_entries();
-        let _second = (first.ino != second.ino).then(|| second.lock_entries());
-        self.check_still(&from, &moved)?;
-        match swapped {
-            Some(swapped) => {
-                self.check_still(&to, &swapped)?;
-                self.exchange(&from, &moved, &to, &swapped)
+        loop {
+            let first = first.lock_entries();
+            let second = (from.parent.ino != to.parent.ino).then(|| second.lock_entries());
+            self.check_still(&from, &moved)?;
+            if let Some(swapped) = &swapped {
+                self.check_still(&to, swapped)?;
+                return self.exchange(&from, &moved, &to, swapped);
             }
-            None => self.replace(&from, &moved, &to, noreplace),
+            match self.peek(&to.target(), to.name)? {
+                Origin::Rising(nid) => {
+                    drop((first, second));
+                    self.await_rise(nid)?;
+                }
+                present => return self.replace(&from, &moved, &to, present, noreplace),
+            }
         }
     }
 
@@ -200,17 +206,18 @@ impl Overlay {
         from: &Side<'_>,
         moved: &Arc<Node>,
         to: &Side<'_>,
+        present: Origin,
         noreplace: bool,
     ) -> Result<()> {
         let upper = self.writable()?;
         let is_dir = moved.kind == Kind::Dir;
-        let present = self.peek(&to.target(), to.name)?;
         if noreplace && !matches!(present, Origin::Absent | Origin::Whiteout) {
             return refuse(Errno::EXIST);
         }
         let replaced = match present {
             Origin::Absent | Origin::Whiteout => None,
-            Origin::Lower(nid) => {
+            // One that rises has been waited for.
+            Origin::Lower(nid) | Origin::Rising(nid) => {
                 self.check_replaceable(is_dir, &Target::Lower(nid))?;
                 Some(Replaced::Lower(nid, self.lower.attr(nid)?.kind))
             }

@@ -4,7 +4,7 @@
 //! A crash between two system calls is the same as refusing every call from one on: nothing more
 //! reaches the disk. That is quick to try; that it is the same is tried too ([`Fault::Kill`]).
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 
 use rustix::io::{Errno, Result};
 
@@ -34,8 +34,36 @@ pub(crate) enum Call {
     Grow,
 }
 
+/// What looks on: [`watch`].
+type Watcher = Box<dyn FnMut()>;
+
 thread_local! {
     static PLAN: Cell<Option<(usize, Fault)>> = const { Cell::new(None) };
+    static WATCHER: RefCell<Option<Watcher>> = const { RefCell::new(None) };
+}
+
+/// Calls `watcher` before every change that this thread makes, until [`unwatch`]: what somebody
+/// else would see at that moment. No fault hits what it calls itself.
+pub(crate) fn watch(watcher: impl FnMut() + 'static) {
+    WATCHER.set(Some(Box::new(watcher)));
+}
+
+/// Takes back [`watch`].
+pub(crate) fn unwatch() {
+    WATCHER.set(None);
+}
+
+fn look_on() {
+    let Some(mut watcher) = WATCHER.take() else {
+        return;
+    };
+    let plan = PLAN.take();
+    watcher();
+    // A plan that it made is for what comes.
+    if PLAN.get().is_none() {
+        PLAN.set(plan);
+    }
+    WATCHER.set(Some(watcher));
 }
 
 /// Lets n - 1 calls of the fault's kind pass and `fault` happen at the n-th.
@@ -50,6 +78,9 @@ pub(crate) fn end() -> bool {
 
 /// Every system call that a fault may hit passes here first.
 pub(crate) fn pass(call: Call) -> Result<()> {
+    if call != Call::Look {
+        look_on();
+    }
     let Some((n, fault)) = PLAN.get() else {
         return Ok(());
     };

@@ -1,6 +1,7 @@
 //! Tests of the overlay, without a mount.
 
 mod fixture;
+mod groups;
 mod judge;
 mod operations;
 

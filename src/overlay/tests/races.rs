@@ -10,7 +10,7 @@ use crate::inode::Kind;
 use crate::overlay::{DirEntry, Error, Ino, Make, Overlay, ROOT_INO, SetAttr};
 
 /// What one path shows: number, type, mode, links, size, content.
-type Shown = (u64, Kind, u16, u32, u64, Vec<u8>);
+pub(super) type Shown = (u64, Kind, u16, u32, u64, Vec<u8>);
 
 fn read(fs: &Overlay, ino: Ino, size: u64) -> Vec<u8> {
     let handle = fs.open(ino, libc::O_RDONLY).unwrap();
@@ -22,7 +22,7 @@ fn read(fs: &Overlay, ino: Ino, size: u64) -> Vec<u8> {
 }
 
 /// The whole tree, with link counts checked against the names.
-fn tree(f: &Fixture) -> BTreeMap<String, Shown> {
+pub(super) fn tree(f: &Fixture) -> BTreeMap<String, Shown> {
     let mut shown = BTreeMap::new();
     let mut names: BTreeMap<u64, u32> = BTreeMap::new();
     let mut stack = vec![(String::new(), ROOT_INO)];
@@ -85,7 +85,7 @@ fn write(fs: &Overlay, ino: Ino, offset: u64, data: &[u8]) {
 }
 
 /// Runs all `calls` at once.
-fn at_once(calls: &[&(dyn Fn() + Sync)]) {
+pub(super) fn at_once(calls: &[&(dyn Fn() + Sync)]) {
     let start = Barrier::new(calls.len());
     std::thread::scope(|scope| {
         for call in calls {
