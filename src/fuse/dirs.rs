@@ -12,11 +12,18 @@ use fuser::{
 use super::convert::{attr, bare_attr, file_type, handle, ino};
 use super::entries::reply_empty;
 use super::{Adapter, Answer, FOREVER, NO_GENERATION, errno, guarded};
-use crate::overlay::DirEntry;
+use crate::overlay::{DirEntry, Listings};
 
-/// Listings stay in the kernel: every change of a directory goes through this mount, and the
-/// kernel drops its copy then (fs/fuse/dir.c:fuse_dir_changed()).
-const OPENED: FopenFlags = FopenFlags::FOPEN_CACHE_DIR.union(FopenFlags::FOPEN_KEEP_CACHE);
+/// Every change of a directory goes through this mount, and the kernel drops its copy of a listing
+/// then (fs/fuse/dir.c:fuse_dir_changed()).
+fn flags(listings: Listings) -> FopenFlags {
+    match listings {
+        Listings::Kept => FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE,
+        Listings::Anew => FopenFlags::FOPEN_CACHE_DIR,
+        // Without the second the copy would be dropped, which others still read.
+        Listings::Uncached => FopenFlags::FOPEN_KEEP_CACHE,
+    }
+}
 
 impl Adapter {
     pub(super) fn on_opendir(&self, nodeid: INodeNo, reply: ReplyOpen) {
@@ -24,7 +31,7 @@ impl Adapter {
         match guarded("opendir", || {
             self.overlay.opendir(ino(nodeid)).map_err(errno)
         }) {
-            Ok(handle) => reply.opened(FileHandle(handle.0), OPENED),
+            Ok(opened) => reply.opened(FileHandle(opened.handle.0), flags(opened.listings)),
             Err(errno) => reply.error(errno),
         }
     }

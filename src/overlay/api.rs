@@ -74,6 +74,26 @@ pub enum Make<'a> {
     Socket,
 }
 
+/// An opened directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OpenedDir {
+    /// What it is named by.
+    pub handle: Handle,
+    /// What the kernel may do with listings.
+    pub listings: Listings,
+}
+
+/// What the kernel may do with listings of a directory that it opens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Listings {
+    /// Answer from what it has kept, and keep what it reads.
+    Kept,
+    /// Keep what it reads; what it has kept is no longer right.
+    Anew,
+    /// Neither: something that it keeps by another descriptor may be older than this one.
+    Uncached,
+}
+
 /// One entry of a listing.
 #[derive(Debug, Clone, Copy)]
 pub struct DirEntry<'a> {
@@ -83,7 +103,7 @@ pub struct DirEntry<'a> {
     pub ino: u64,
     /// Its type (`d_type`).
     pub kind: Kind,
-    /// Offset to go on from after this entry (`d_off`).
+    /// Offset to go on from after this entry (`d_off`); the entry's own, whoever reads.
     pub next: u64,
     /// With [`Overlay::readdirplus`](super::Overlay::readdirplus): what a lookup of it gives,
     /// counted as one lookup if the entry is taken. `None` for `.` and `..`.

@@ -251,7 +251,7 @@ impl Overlay {
             return Ok(subdirs.saturating_add(2));
         }
         // Counted under the directory's lock, so that no change of names is missed.
-        let _entries = node.lock_entries();
+        let _entries = node.keep_entries();
         let mut upper = HashSet::new();
         let mut subdirs = 0_u32;
         let fd = self.dir_fd(node)?;

@@ -1,11 +1,15 @@
-//! Listings.
+//! Open directories, and reading them.
 //!
-//! A directory of the image alone is listed from the index, at its own positions. One that the
-//! upper holds is merged into a list when it is read from the start, and that list stays the
-//! handle's until it is read from the start again: entries that come and go meanwhile neither
-//! repeat nor displace others (readdir(3)).
+//! A directory of the image alone is listed from the index. Of one that the upper holds, a
+//! descriptor keeps the [`Listing`](super::listing::Listing) that it began with until it is read
+//! from the start, or elsewhere, again: removing what was listed, piece by piece, does not merge
+//! the directory anew for each piece. What is where does not depend on that: positions belong to
+//! the entries.
+//!
+//! The kernel keeps listings as well. Two descriptors may fill its copy together, one with what
+//! was there before a change, so a descriptor that is opened after a change goes without the copy
+//! while one from before it is open ([`Listings`]).
 
-use std::collections::HashSet;
 use std::ops::ControlFlow;
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex};
@@ -14,21 +18,22 @@ use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 use super::error::{Doing, refuse};
-use super::node::{FACT_REMOVED, FACT_XWHITEOUTS, Node, UPPER_BASE, lock};
-use super::{DirEntry, Entry, Error, Handle, Ino, Overlay, Result, Target};
+use super::listing::{DOTS, Listing};
+use super::node::{Node, lock};
+use super::{DirEntry, Entry, Error, Handle, Ino, Listings, OpenedDir, Overlay, Result, Target};
 use crate::inode::Kind;
-use crate::lower::Nid;
+use crate::lower::{LowerEntry, Nid};
 use crate::name::Name;
 use crate::sys::fs;
-
-/// Offsets of `.` and `..`; all others come after.
-const DOTS: u64 = 2;
 
 /// An open directory.
 #[derive(Debug)]
 pub(super) struct OpenDir {
     ino: Ino,
-    list: Mutex<Option<Arc<Vec<Listed>>>>,
+    /// How often names had changed in it when it was opened.
+    opened: u64,
+    listings: Listings,
+    progress: Mutex<Progress>,
 }
 
 impl OpenDir {
@@ -37,12 +42,28 @@ impl OpenDir {
     }
 }
 
-/// An entry of a merged listing.
-#[derive(Debug)]
-struct Listed {
-    name: Name,
-    ino: u64,
-    kind: Kind,
+/// How far a descriptor has read.
+#[derive(Debug, Default)]
+struct Progress {
+    listing: Option<Arc<Listing>>,
+    /// Where the last request began, and the last position that its answer gave. The next one
+    /// goes on from there, or from before: not all that is answered need be wanted.
+    from: u64,
+    to: u64,
+}
+
+/// Which directories the kernel's copy of a listing may have as `..`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) enum Dotdot {
+    /// Where it was in the image, if it was listed then.
+    #[default]
+    Image,
+    /// There is no copy.
+    None,
+    /// This one.
+    One(u64),
+    /// More than one: it moved while it was listed.
+    Several,
 }
 
 /// What a listing calls for each entry, and a lookup of it where one is asked for.
@@ -53,17 +74,63 @@ impl Overlay {
     ///
     /// # Errors
     /// ENOTDIR, ESTALE.
-    pub fn opendir(&self, ino: Ino) -> Result<Handle> {
-        self.directory(ino)?;
+    pub fn opendir(&self, ino: Ino) -> Result<OpenedDir> {
+        let target = self.directory(ino)?;
+        let (opened, listings) = match &target {
+            // Nothing has changed in it.
+            Target::Lower(_) => (0, Listings::Kept),
+            Target::Upper(node) => {
+                let changes = node.dir.changes();
+                (changes, self.listings(&target, node, changes)?)
+            }
+        };
         let handle = self.handle();
         self.dirs.insert(
             handle.0,
             Arc::new(OpenDir {
                 ino,
-                list: Mutex::new(None),
+                opened,
+                listings,
+                progress: Mutex::default(),
             }),
         );
-        Ok(handle)
+        Ok(OpenedDir { handle, listings })
+    }
+
+    fn listings(&self, dir: &Target, node: &Node, changes: u64) -> Result<Listings> {
+        let older = self.dirs.iter().any(|open| {
+            open.is_of(node.ino) && open.opened != changes && open.listings != Listings::Uncached
+        });
+        if older {
+            return Ok(Listings::Uncached);
+        }
+        let parent = self.parent_of(dir)?;
+        let parent = self.ino_of(&parent);
+        let mut dotdot = lock(&node.dir.dotdot);
+        match self.dotdot(node, *dotdot)? {
+            Dotdot::None => Ok(Listings::Kept),
+            Dotdot::One(ino) if ino == parent => Ok(Listings::Kept),
+            _ => {
+                *dotdot = Dotdot::None;
+                Ok(Listings::Anew)
+            }
+        }
+    }
+
+    /// Without [`Dotdot::Image`].
+    fn dotdot(&self, node: &Node, dotdot: Dotdot) -> Result<Dotdot> {
+        Ok(match (dotdot, node.lower) {
+            (Dotdot::Image, Some(nid)) => Dotdot::One(self.lower_ino(self.lower.parent(nid)?).0),
+            (Dotdot::Image, None) => Dotdot::None,
+            (known, _) => known,
+        })
+    }
+
+    pub(super) fn ino_of(&self, target: &Target) -> u64 {
+        match target {
+            Target::Lower(nid) => self.lower_ino(*nid).0,
+            Target::Upper(node) => node.ino.0,
+        }
     }
 
     /// Closes a directory.
@@ -112,27 +179,35 @@ impl Overlay {
 
     fn read_listing(&self, handle: Handle, offset: u64, plus: bool, each: Each<'_>) -> Result<()> {
         let dir = self.open_dir(handle)?;
+        let mut to = offset;
+        let mut each = |entry: DirEntry<'_>| {
+            let next = entry.next;
+            let flow = each(entry);
+            if flow.is_continue() {
+                to = next;
+            }
+            flow
+        };
         let target = self.target(dir.ino)?;
-        if offset < DOTS && self.read_dots(&target, dir.ino, offset, each)?.is_break() {
-            return Ok(());
+        if offset >= DOTS
+            || self
+                .read_dots(&target, &dir, offset, &mut each)?
+                .is_continue()
+        {
+            match target {
+                Target::Upper(node) => self.read_merged(&dir, &node, offset, plus, &mut each)?,
+                Target::Lower(nid) => self.read_lower(&dir, nid, offset, plus, &mut each)?,
+            }
         }
-        let from = offset.saturating_sub(DOTS);
-        let kept = lock(&dir.list).clone();
-        match (target, kept) {
-            // A listing that began before a copy-up goes on at the lower's positions.
-            (Target::Upper(node), None) if offset > DOTS => match node.lower {
-                Some(nid) => self.read_lower(&Target::Upper(node), nid, from, plus, each),
-                None => self.read_merged(&dir, &node, from, plus, each),
-            },
-            (Target::Upper(node), _) => self.read_merged(&dir, &node, from, plus, each),
-            (Target::Lower(nid), _) => self.read_lower(&Target::Lower(nid), nid, from, plus, each),
-        }
+        let mut progress = lock(&dir.progress);
+        (progress.from, progress.to) = (offset, to);
+        Ok(())
     }
 
     fn read_dots(
         &self,
         target: &Target,
-        ino: Ino,
+        dir: &OpenDir,
         offset: u64,
         each: Each<'_>,
     ) -> Result<ControlFlow<()>> {
@@ -145,194 +220,131 @@ impl Overlay {
                 entry: None,
             })
         };
-        if offset == 0 && dot(b".", ino.0, 1).is_break() {
+        if offset == 0 && dot(b".", dir.ino.0, 1).is_break() {
             return Ok(ControlFlow::Break(()));
         }
-        let parent = match self.parent_of(target)? {
-            Target::Lower(nid) => self.lower_ino(nid).0,
-            Target::Upper(node) => node.ino.0,
-        };
+        let parent = self.parent_of(target)?;
+        let parent = self.ino_of(&parent);
+        if let Target::Upper(node) = target
+            && dir.listings != Listings::Uncached
+        {
+            let mut dotdot = lock(&node.dir.dotdot);
+            *dotdot = match self.dotdot(node, *dotdot)? {
+                Dotdot::None => Dotdot::One(parent),
+                Dotdot::One(ino) if ino == parent => Dotdot::One(ino),
+                _ => Dotdot::Several,
+            };
+        }
         Ok(dot(b"..", parent, DOTS))
     }
 
     fn read_lower(
         &self,
-        dir: &Target,
+        dir: &OpenDir,
         nid: Nid,
-        from: u64,
+        offset: u64,
         plus: bool,
         each: Each<'_>,
     ) -> Result<()> {
         let mut failed = None;
+        let from = offset.saturating_sub(DOTS);
         self.lower.readdir(nid, from, &mut |found| {
-            let ino = self.lower_ino(found.nid);
-            let looked_up = match (plus, dir) {
-                (false, _) => Ok(None),
-                (true, Target::Lower(_)) => self
-                    .target(ino)
-                    .and_then(|target| self.entry(&target))
-                    .map(Some),
-                // Copied up since: only what a lookup still finds may be handed out as found.
-                (true, Target::Upper(_)) => match self.refind(dir, found.name) {
+            let mut entry = None;
+            if plus {
+                match self.found_still(dir.ino, &found) {
+                    Ok(Some(found)) => entry = Some(found),
                     Ok(None) => return ControlFlow::Continue(()),
-                    other => other,
-                },
-            };
-            let entry = match looked_up {
-                Ok(entry) => entry,
-                Err(error) => {
-                    failed = Some(error);
-                    return ControlFlow::Break(());
+                    Err(error) => {
+                        failed = Some(error);
+                        return ControlFlow::Break(());
+                    }
                 }
-            };
-            let next = found.next.saturating_add(DOTS);
-            let flow = each(DirEntry {
-                name: found.name,
-                ino: ino.0,
-                kind: found.kind,
-                next,
-                entry,
-            });
-            if flow.is_break() && entry.is_some() {
-                self.forget(ino, 1);
             }
-            flow
+            let next = found.next.saturating_add(DOTS);
+            let ino = self.lower_ino(found.nid).0;
+            self.give(found.name, (ino, found.kind), next, entry, each)
         })?;
         failed.map_or(Ok(()), Err)
     }
 
-    fn refind(&self, dir: &Target, name: &[u8]) -> Result<Option<Entry>> {
-        let name = Name::new(name).map_err(|_| Error::Refused(Errno::IO))?;
-        let found = self.find(dir, &name)?;
-        found.map(|target| self.entry(&target)).transpose()
+    /// What a lookup finds of an entry of the image, counted. The directory may have been brought
+    /// to the upper since its listing began, and lost the name there.
+    fn found_still(&self, dir: Ino, listed: &LowerEntry<'_>) -> Result<Option<Entry>> {
+        let target = match self.target(dir)? {
+            Target::Lower(_) => Some(self.target(self.lower_ino(listed.nid))?),
+            upper @ Target::Upper(_) => {
+                let name = Name::new(listed.name).map_err(|_| Error::Refused(Errno::IO))?;
+                self.find(&upper, &name)?
+            }
+        };
+        target.map(|target| self.entry(&target)).transpose()
     }
 
     fn read_merged(
         &self,
         dir: &OpenDir,
         node: &Arc<Node>,
-        from: u64,
+        offset: u64,
         plus: bool,
         each: Each<'_>,
     ) -> Result<()> {
-        let list = {
-            let mut kept = lock(&dir.list);
-            match &*kept {
-                Some(list) if from > 0 => Arc::clone(list),
-                _ => {
-                    let list = Arc::new(self.merge(node)?);
-                    *kept = Some(Arc::clone(&list));
-                    list
-                }
-            }
-        };
+        let listing = self.listing_at(dir, node, offset)?;
         let target = Target::Upper(Arc::clone(node));
-        let start = usize::try_from(from).unwrap_or(usize::MAX);
-        for (i, listed) in list.iter().enumerate().skip(start) {
-            let next = (i as u64).saturating_add(DOTS).saturating_add(1);
-            let Listed {
-                name,
-                mut ino,
-                mut kind,
-            } = Listed {
-                name: listed.name.clone(),
-                ..*listed
-            };
+        for listed in listing.behind(offset.max(DOTS)) {
             let mut entry = None;
             if plus {
                 // Gone since the list was made: readdir(3) leaves open whether it is still shown.
-                let Some(found) = self.find(&target, &name)? else {
+                let Some(found) = self.find(&target, &listed.name)? else {
                     continue;
                 };
-                let looked_up = self.entry(&found)?;
-                (ino, kind) = (looked_up.attr.ino, looked_up.attr.kind);
-                entry = Some(looked_up);
+                entry = Some(self.entry(&found)?);
             }
-            if each(DirEntry {
-                name: name.as_bytes(),
-                ino,
-                kind,
-                next,
-                entry,
-            })
-            .is_break()
-            {
-                if entry.is_some() {
-                    self.forget(Ino(ino), 1);
-                }
+            let shown = (listed.ino, listed.kind);
+            let name = listed.name.as_bytes();
+            if self.give(name, shown, listed.at, entry, each).is_break() {
                 break;
             }
         }
         Ok(())
     }
 
-    /// The merged listing of a directory: the upper's entries but whiteouts, then the lower's
-    /// that the upper says nothing of.
-    fn merge(&self, node: &Arc<Node>) -> Result<Vec<Listed>> {
-        let mut list = Vec::new();
-        if node.dir.has(FACT_REMOVED) {
-            return Ok(list);
-        }
-        let target = Target::Upper(Arc::clone(node));
-        let fd = self.dir_fd(node)?;
-        let lower = node.lower_part();
-        // Read once, before the loop asks for it by entry.
-        let entries = fs::list(fd.as_fd()).doing("listing")?;
-        let mut seen = HashSet::new();
-        for entry in entries {
-            let plain = match entry.kind {
-                // May be a whiteout.
-                Kind::Char => false,
-                Kind::File if node.dir.has(FACT_XWHITEOUTS) => false,
-                // May merge with a lower directory, even elsewhere, and then has its number.
-                Kind::Dir => false,
-                // May bear a number of the lower.
-                _ => !self.is_impure(node, fd.as_fd())?,
-            };
-            if plain {
-                let ino = UPPER_BASE.saturating_add(entry.ino);
-                list.push(Listed {
-                    name: entry.name.clone(),
-                    ino,
-                    kind: entry.kind,
-                });
-            } else if let Some(found) = self.find(&target, &entry.name)? {
-                let ino = match &found {
-                    Target::Upper(node) => node.ino,
-                    // A group of hard links that is being copied up.
-                    Target::Lower(nid) => self.lower_ino(*nid),
-                };
-                list.push(Listed {
-                    name: entry.name.clone(),
-                    ino: ino.0,
-                    kind: self.kind(&found)?,
-                });
-            }
-            if lower.is_some() {
-                seen.insert(entry.name);
+    /// What a descriptor is to read at `offset`: what it has read before where it goes on, else
+    /// what is there now.
+    fn listing_at(&self, dir: &OpenDir, node: &Arc<Node>, offset: u64) -> Result<Arc<Listing>> {
+        {
+            let progress = lock(&dir.progress);
+            let goes_on = progress.from < offset && offset <= progress.to;
+            if let Some(listing) = &progress.listing
+                && (goes_on || listing.changes == node.dir.changes())
+            {
+                return Ok(Arc::clone(listing));
             }
         }
-        if let Some(nid) = lower {
-            let mut bad = false;
-            self.lower.readdir(nid, 0, &mut |found| {
-                match Name::new(found.name) {
-                    Ok(name) if !seen.contains(&name) => {
-                        let ino = self.lower_ino(found.nid).0;
-                        list.push(Listed {
-                            name,
-                            ino,
-                            kind: found.kind,
-                        });
-                    }
-                    Ok(_) => {}
-                    Err(_) => bad = true,
-                }
-                ControlFlow::Continue(())
-            })?;
-            if bad {
-                return Err(Error::Refused(Errno::IO));
-            }
+        let listing = self.listing_of(node)?;
+        lock(&dir.progress).listing = Some(Arc::clone(&listing));
+        Ok(listing)
+    }
+
+    /// Gives an entry to who lists; one that was looked up and is not taken is forgotten.
+    fn give(
+        &self,
+        name: &[u8],
+        listed: (u64, Kind),
+        next: u64,
+        entry: Option<Entry>,
+        each: Each<'_>,
+    ) -> ControlFlow<()> {
+        let (ino, kind) = entry.map_or(listed, |found| (found.attr.ino, found.attr.kind));
+        let flow = each(DirEntry {
+            name,
+            ino,
+            kind,
+            next,
+            entry,
+        });
+        if flow.is_break() && entry.is_some() {
+            self.forget(Ino(ino), 1);
         }
-        Ok(list)
+        flow
     }
 }

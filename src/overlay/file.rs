@@ -55,7 +55,7 @@ fn path_for_log(node: &Arc<Node>) -> String {
     loop {
         let link = match &*at.place() {
             Place::Upper { links, .. } => links.first().cloned(),
-            Place::Lower => None,
+            Place::Lower | Place::Rising { .. } => None,
         };
         let Some(link) = link else { return path };
         path = format!("/{}{path}", link.name.as_bytes().escape_ascii());

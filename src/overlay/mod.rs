@@ -5,9 +5,9 @@
 //! operation checks here is what the kernel cannot know.
 //!
 //! Rooms: [`lookup`] finds, [`locate`] finds back, [`copy_up`] brings an inode from the lower to
-//! the upper (with [`group`] and [`links`] for hard links), [`create`], [`remove`] and [`rename`] change names,
-//! [`attr`], [`xattr`], [`mod@file`] and [`dir`] do what their names say, [`node`] holds the
-//! state, [`room`] waits for space that is about to come free.
+//! the upper (with [`group`] and [`links`] for hard links), [`create`], [`remove`] and [`rename`]
+//! change names, [`attr`], [`xattr`], [`mod@file`] and [`dir`] (with [`listing`]) do what their
+//! names say, [`node`] holds the state, [`room`] waits for space that is about to come free.
 //!
 //! Lock order: an inode's `copying` → its ancestors' `copying` → `entries` of directories (two:
 //! lower number first) → `place` of nodes (two: lower number first; a directory's parent's may
@@ -28,6 +28,7 @@ mod error;
 mod file;
 mod group;
 mod links;
+mod listing;
 mod locate;
 mod lookup;
 mod node;

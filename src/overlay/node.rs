@@ -9,7 +9,7 @@
 //! nodes never share a number.
 
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{
     Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak,
 };
@@ -18,6 +18,8 @@ use dashmap::DashMap;
 use dashmap::mapref::entry::Entry as Slots;
 
 use super::Ino;
+use super::dir::Dotdot;
+use super::listing::Listing;
 use super::order::{Class, Held, Lock};
 use super::room::{Leaving, Orphan};
 use crate::inode::Kind;
@@ -137,6 +139,12 @@ pub(super) struct DirState {
     pub(super) default_acl: Mutex<Option<Option<Arc<[u8]>>>>,
     /// Number of its subdirectories in the merged view, once counted.
     pub(super) subdirs: Mutex<Option<u32>>,
+    /// How often its names may have changed.
+    changes: AtomicU64,
+    /// The last list of its entries, while somebody reads it.
+    pub(super) listing: Mutex<Weak<Listing>>,
+    /// What the kernel may know as its parent.
+    pub(super) dotdot: Mutex<Dotdot>,
 }
 
 /// The directory is marked impure.
@@ -170,6 +178,11 @@ impl DirState {
         if let Some(count) = &mut *lock(&self.subdirs) {
             *count = count.saturating_add_signed(change);
         }
+    }
+
+    /// How often its names may have changed.
+    pub(super) fn changes(&self) -> u64 {
+        self.changes.load(Ordering::Acquire)
     }
 
     pub(super) fn fd(&self) -> Option<Arc<OwnedFd>> {
@@ -209,7 +222,15 @@ impl Node {
         self.ordered(Class::Copying, || lock(&self.copying))
     }
 
+    /// To change names in it.
     pub(super) fn lock_entries(&self) -> Held<MutexGuard<'_, ()>> {
+        let held = self.keep_entries();
+        self.dir.changes.fetch_add(1, Ordering::AcqRel);
+        held
+    }
+
+    /// To look at its names while nobody changes them.
+    pub(super) fn keep_entries(&self) -> Held<MutexGuard<'_, ()>> {
         self.ordered(Class::Entries, || lock(&self.entries))
     }
 

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use rustix::fs::{Mode, OFlags, RawDir, SeekFrom, mkdirat, openat};
@@ -39,7 +40,7 @@ pub(super) const CASES: &[Case] = &[
     ),
     Case::new(
         "positions",
-        "A position of a listing (telldir(3)) leads back to the same entry.",
+        "A position of a listing (telldir(3)) leads back to the same entry, also through another descriptor and when entries came and went.",
         |at| {
             let dir = File::open(at.join("list")).unwrap();
             let mut buffer = [std::mem::MaybeUninit::uninit(); 1024];
@@ -60,8 +61,67 @@ pub(super) const CASES: &[Case] = &[
             }
             rustix::fs::seek(&dir, SeekFrom::Start(all[501].1)).unwrap();
             assert!(RawDir::new(&dir, &mut buffer).next().is_none());
+            let there = |i: usize| at.join("list").join(OsStr::from_bytes(all[i].0.to_bytes()));
+            for i in (2..250).step_by(2) {
+                fs::remove_file(there(i)).unwrap();
+                fs::write(at.join(format!("list/come{i}")), "").unwrap();
+            }
+            for dir in [dir, File::open(at.join("list")).unwrap()] {
+                rustix::fs::seek(&dir, SeekFrom::Start(0)).unwrap();
+                assert_eq!(names(&dir).len(), 502);
+                rustix::fs::seek(&dir, SeekFrom::Start(all[248].1)).unwrap();
+                let mut rest = names(&dir);
+                rest.retain(|name| !name.starts_with("come"));
+                let mut stayed: Vec<_> = all[249..].iter().map(|e| e.0.to_str().unwrap()).collect();
+                stayed.sort_unstable();
+                assert_eq!(rest, stayed);
+            }
         },
     ),
+    Case::new(
+        "listings_of_others",
+        "A listing shows what was there when the directory was opened, whatever other descriptors list meanwhile.",
+        |at| {
+            let mut buffer = [std::mem::MaybeUninit::uninit(); 1024];
+            let old = File::open(at.join("list")).unwrap();
+            assert!(RawDir::new(&old, &mut buffer).next().is_some());
+            for i in 200..300 {
+                fs::remove_file(at.join(format!("list/{i}"))).unwrap();
+                fs::write(at.join(format!("list/come{i}")), "").unwrap();
+            }
+            let new = File::open(at.join("list")).unwrap();
+            let mut found = Vec::new();
+            let mut raw = RawDir::new(&new, &mut buffer);
+            while found.is_empty() || !raw.is_buffer_empty() {
+                found.push(raw.next().unwrap().unwrap().file_name().to_str().unwrap().to_owned());
+            }
+            names(&old);
+            found.extend(names(&new));
+            found.sort();
+            let mut expected: Vec<String> = (1..=500).filter(|i| !(200..300).contains(i)).map(|i| i.to_string()).collect();
+            expected.extend((200..300).map(|i| format!("come{i}")));
+            expected.extend([".".to_owned(), "..".to_owned()]);
+            expected.sort();
+            assert_eq!(found, expected);
+        },
+    ),
+    Case::new(
+        "parents_follow",
+        "A listing gives the number of the directory that a directory was moved to as that of \"..\".",
+        |at| {
+            let mut moved = at.join("dir");
+            for parent in ["empty", "list", "empty"] {
+                assert_eq!(listed_parent(&moved), fs::metadata(moved.join("..")).unwrap().ino());
+                let to = at.join(parent).join("dir");
+                fs::rename(&moved, &to).unwrap();
+                moved = to;
+                assert_eq!(listed_parent(&moved), fs::metadata(at.join(parent)).unwrap().ino());
+            }
+        },
+    )
+    .after(|at| {
+        assert_eq!(listed_parent(&at.join("empty/dir")), fs::metadata(at.join("empty")).unwrap().ino());
+    }),
     Case::new(
         "many_entries",
         "A directory holds as many entries as are made in it, and lists them all.",
@@ -148,6 +208,33 @@ pub(super) const CASES: &[Case] = &[
         },
     ),
 ];
+
+/// The names behind the position of a descriptor, sorted.
+fn names(dir: &File) -> Vec<String> {
+    let mut buffer = [std::mem::MaybeUninit::uninit(); 1024];
+    let mut raw = RawDir::new(dir, &mut buffer);
+    let mut names = Vec::new();
+    while let Some(entry) = raw.next() {
+        names.push(entry.unwrap().file_name().to_str().unwrap().to_owned());
+    }
+    names.sort();
+    names
+}
+
+/// The number that a listing gives for "..".
+fn listed_parent(at: &Path) -> u64 {
+    let mut buffer = [std::mem::MaybeUninit::uninit(); 1024];
+    let dir = File::open(at).unwrap();
+    let mut raw = RawDir::new(&dir, &mut buffer);
+    let mut parent = None;
+    while let Some(entry) = raw.next() {
+        let entry = entry.unwrap();
+        if entry.file_name() == c".." {
+            parent = Some(entry.ino());
+        }
+    }
+    parent.unwrap()
+}
 
 fn many(at: &Path) {
     let mut names = listing(at.join("list"));

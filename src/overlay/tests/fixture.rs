@@ -380,7 +380,7 @@ impl Fixture {
     /// Names of a directory, sorted, each checked to have the inode number that a lookup gives.
     pub(super) fn ls(&self, path: &str) -> Vec<String> {
         let dir = self.ino(path);
-        let handle = self.fs.opendir(dir).unwrap();
+        let handle = self.fs.opendir(dir).unwrap().handle;
         let mut seen = Vec::new();
         self.fs
             .readdir(handle, 0, &mut |entry: DirEntry<'_>| {

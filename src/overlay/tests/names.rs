@@ -127,7 +127,7 @@ fn a_listing_goes_on_where_it_was_while_entries_come_and_go() {
     for i in 0..100 {
         f.create(&format!("many/{i:03}"), b"");
     }
-    let handle = f.fs.opendir(f.ino("many")).unwrap();
+    let handle = f.fs.opendir(f.ino("many")).unwrap().handle;
     let mut seen = Vec::new();
     let mut at = 0;
     loop {
@@ -167,7 +167,7 @@ fn a_listing_goes_on_where_it_was_while_entries_come_and_go() {
 #[test]
 fn a_listing_of_the_image_goes_on_after_a_copy_up() {
     let f = Fixture::new();
-    let handle = f.fs.opendir(f.ino("a")).unwrap();
+    let handle = f.fs.opendir(f.ino("a")).unwrap().handle;
     let mut seen = Vec::new();
     let mut at = 0;
     f.fs.readdir(handle, 0, &mut |entry: DirEntry<'_>| {
@@ -186,6 +186,65 @@ fn a_listing_of_the_image_goes_on_after_a_copy_up() {
     })
     .unwrap();
     assert_eq!(seen, [&b"."[..], b"..", b"sub", b"x", b"y"]);
+}
+
+#[test]
+fn regression_a_name_that_went_is_not_handed_out_as_found() {
+    let f = Fixture::new();
+    let handle = f.fs.opendir(f.ino("a")).unwrap().handle;
+    let mut found = Vec::new();
+    f.fs.readdirplus(handle, 0, &mut |entry: DirEntry<'_>| {
+        match entry.name {
+            b"." | b".." => assert!(entry.entry.is_none()),
+            name => found.push(name.to_vec()),
+        }
+        if entry.name == b".." {
+            // Brings the directory to the upper, in the middle of the listing.
+            f.unlink("a/x").unwrap();
+            f.rename("a/y", "a/z", 0).unwrap();
+        }
+        ControlFlow::Continue(())
+    })
+    .unwrap();
+    assert_eq!(found, [b"sub"]);
+}
+
+#[test]
+fn regression_a_position_is_the_same_for_all_descriptors() {
+    fn positions(f: &Fixture, plus: bool) -> Vec<(Vec<u8>, u64)> {
+        let handle = f.fs.opendir(f.ino("a")).unwrap().handle;
+        let mut all = Vec::new();
+        let each = &mut |entry: DirEntry<'_>| {
+            all.push((entry.name.to_vec(), entry.next));
+            ControlFlow::Continue(())
+        };
+        if plus {
+            f.fs.readdirplus(handle, 0, each).unwrap();
+        } else {
+            f.fs.readdir(handle, 0, each).unwrap();
+        }
+        f.fs.releasedir(handle);
+        all
+    }
+    let f = Fixture::new();
+    let image = positions(&f, false);
+    f.write("a/y", 0, b"copied up");
+    assert_eq!(positions(&f, false), image);
+    for name in ["1", "2", "3"] {
+        f.create(&format!("a/{name}"), b"");
+    }
+    let more = positions(&f, true);
+    assert_eq!(more[..image.len()], image);
+    f.unlink("a/2").unwrap();
+    f.unlink("a/x").unwrap();
+    let stayed = |entry: &&(Vec<u8>, u64)| !matches!(&entry.0[..], b"2" | b"x");
+    let stayed: Vec<_> = more.iter().filter(stayed).cloned().collect();
+    assert_eq!(positions(&f, false), stayed);
+    let f = f.again();
+    assert_eq!(positions(&f, false), stayed);
+    f.create("a/x", b"another one");
+    f.create("a/2", b"another one");
+    assert_eq!(positions(&f, false), more);
 }
 
 #[test]

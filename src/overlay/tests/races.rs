@@ -27,7 +27,7 @@ pub(super) fn tree(f: &Fixture) -> BTreeMap<String, Shown> {
     let mut names: BTreeMap<u64, u32> = BTreeMap::new();
     let mut stack = vec![(String::new(), ROOT_INO)];
     while let Some((path, dir)) = stack.pop() {
-        let handle = f.fs.opendir(dir).unwrap();
+        let handle = f.fs.opendir(dir).unwrap().handle;
         let mut found = Vec::new();
         f.fs.readdir(handle, 0, &mut |e: DirEntry<'_>| {
             if !matches!(e.name, b"." | b"..") {
@@ -150,7 +150,7 @@ fn eight_threads_on_one_file_of_the_image() {
                     let mut data = [0; 64];
                     fs.read(held, 0, &mut data).unwrap();
                     fs.getattr(ino, None).unwrap();
-                    let handle = fs.opendir(b).unwrap();
+                    let handle = fs.opendir(b).unwrap().handle;
                     fs.readdir(handle, 0, &mut |_| ControlFlow::Continue(()))
                         .unwrap();
                     fs.releasedir(handle);
@@ -236,7 +236,7 @@ fn directories_move_while_what_they_hold_is_copied_up() {
             &|| {
                 for _ in 0..6 {
                     for dir in [a, b, sub, empty, ROOT_INO] {
-                        let handle = fs.opendir(dir).unwrap();
+                        let handle = fs.opendir(dir).unwrap().handle;
                         fs.readdirplus(handle, 0, &mut |e| {
                             if let Some(entry) = e.entry {
                                 fs.forget(Ino(entry.attr.ino), 1);
