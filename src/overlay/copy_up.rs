@@ -12,9 +12,9 @@ use std::sync::Arc;
 use rustix::io::Errno;
 
 use super::error::{Doing, refuse};
-use super::lookup::Origin;
+use super::lookup::{Origin, PEEKS};
 use super::node::{Link, Node, Place, Seed};
-use super::{Overlay, Result, Target};
+use super::{Error, Overlay, Result, Target};
 use crate::inode::{Attr, Kind, SetTime};
 use crate::lower::{Nid, Seek};
 use crate::sys::fs;
@@ -42,14 +42,7 @@ impl Overlay {
         if node.is_upper() {
             return Ok(Arc::clone(&node));
         }
-        let names = self.visible_names(nid)?;
-        let mut links = Vec::with_capacity(names.len());
-        for (dir, name) in names {
-            links.push(Link {
-                parent: self.upper_dir(&dir)?,
-                name,
-            });
-        }
+        let links = self.names_to_rise(nid)?;
         // Names that are given one after the other must not show that the file has been cut.
         let size = if links.len() > 1 { u64::MAX } else { size };
         let temp = self.copy(nid, &attr, size)?;
@@ -60,6 +53,23 @@ impl Overlay {
             _ => self.publish_group(&node, temp, id, &links),
         }?;
         Ok(Arc::clone(&node))
+    }
+
+    /// The names that an inode of the image still has, their directories in the upper.
+    fn names_to_rise(&self, nid: Nid) -> Result<Vec<Link>> {
+        'again: for _ in 0..PEEKS {
+            let mut links = Vec::new();
+            for (dir, name) in self.visible_names(nid)? {
+                match self.upper_dir(&dir) {
+                    Ok(parent) => links.push(Link { parent, name }),
+                    // Removed since, and so was the name.
+                    Err(Error::Refused(Errno::STALE)) => continue 'again,
+                    Err(error) => return Err(error),
+                }
+            }
+            return Ok(links);
+        }
+        refuse(Errno::STALE)
     }
 
     /// The directory's node in the upper, copied up if it is not there yet.

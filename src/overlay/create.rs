@@ -13,7 +13,7 @@ use rustix::io::Errno;
 
 use super::error::{Doing, refuse};
 use super::lookup::{InUpper, Origin};
-use super::node::{FACT_PURE, Node, Place, lock};
+use super::node::{FACT_PURE, Node, lock};
 use super::{Caller, Entry, Error, Handle, Ino, Make, Overlay, Result, Target};
 use crate::inode::{Attr, Kind};
 use crate::name::Name;
@@ -391,11 +391,7 @@ impl Overlay {
         if node.came_from_lower() {
             self.make_impure(&parent, dir.as_fd())?;
         }
-        if let Place::Upper { links, .. } = &*node.place()
-            && links.is_empty()
-        {
-            return refuse(Errno::NOENT);
-        }
+        // ENOENT if no name leads to it any more: one that is not known here may.
         self.with_fd(&node, |fd| match vacancy {
             Vacancy::Empty => fs::link_fd(fd, dir.as_fd(), new_name.as_bytes()).doing("linking"),
             Vacancy::Whiteout => {

@@ -58,7 +58,7 @@ pub(super) struct InUpper {
 }
 
 /// How often a name is looked at again that changes while it is looked at.
-const PEEKS: u32 = 100;
+pub(super) const PEEKS: u32 = 100;
 
 /// Makes a name known to the inode that was found under it, if it still is. Who takes a name away
 /// holds `place` from before the system call until it is forgotten here: so a name seen under

@@ -58,9 +58,10 @@ pub(super) enum Place {
     Upper {
         /// Its number in the upper's filesystem.
         id: u64,
-        /// The names known so far; the root has none.
+        /// The names known so far; the root has none. Of those that earlier mounts gave it some may
+        /// never have been looked up.
         links: Vec<Link>,
-        /// Leads to it when no name does (unlinked, still in use).
+        /// Leads to it when no name is known (unlinked, still in use), and only then.
         orphan: Option<Orphan>,
     },
 }
@@ -81,7 +82,9 @@ impl Place {
         let at = links.iter().position(|known| known.is(parent, name))?;
         let lost = links.swap_remove(at);
         if links.is_empty() {
-            *orphan = last;
+            if last.is_some() {
+                *orphan = last;
+            }
             if let Some(orphan) = orphan {
                 orphan.leave();
             }
@@ -100,13 +103,20 @@ impl Place {
         }
     }
 
-    /// Gains a name.
+    /// Gains a name, which leads to it from now on.
     pub(super) fn gain(&mut self, link: Link) {
-        if let Self::Upper { links, .. } = self
+        if let Self::Upper { links, orphan, .. } = self
             && !links.iter().any(|known| known.is(&link.parent, &link.name))
         {
             links.push(link);
+            *orphan = None;
         }
+    }
+
+    /// Whether it has one name at most that is known: when that goes, something else must lead to
+    /// it.
+    pub(super) fn is_last(&self) -> bool {
+        matches!(self, Self::Upper { links, .. } if links.len() <= 1)
     }
 }
 

@@ -3,9 +3,10 @@
 //! What the lower has under the name decides what stays behind: nothing, or a whiteout
 //! (`fs/overlayfs/dir.c:ovl_do_remove()`).
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
+use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 use super::error::{Doing, refuse};
@@ -152,9 +153,9 @@ impl Overlay {
             drop(dropped);
             return Ok(());
         }
-        let orphan = self.orphan(&node)?;
         // Held through the system call, so that nobody goes by the name meanwhile.
         let mut place = node.place_mut();
+        let orphan = self.orphan(&place, fd, name)?;
         if hides {
             upper.replace_by_whiteout(fd, bytes).doing("removing")?;
         } else {
@@ -166,18 +167,20 @@ impl Overlay {
         Ok(())
     }
 
-    /// What an inode goes on with when its last known name goes.
-    pub(super) fn orphan(&self, node: &Arc<Node>) -> Result<Option<Orphan>> {
-        match &*node.place() {
-            Place::Upper {
-                links,
-                orphan: None,
-                ..
-            } if links.len() <= 1 => {}
-            _ => return Ok(None),
+    /// What a non-directory goes on with if `name` in `dir` is the last that is known of it: no
+    /// matter whether others lead to it, which nobody has looked up. To be asked for under the lock
+    /// under which the name goes, since another one may go at the same time.
+    pub(super) fn orphan(
+        &self,
+        place: &Place,
+        dir: BorrowedFd<'_>,
+        name: &Name,
+    ) -> Result<Option<Orphan>> {
+        if !place.is_last() {
+            return Ok(None);
         }
-        let fd = self.fd_of(node)?;
-        Ok(Some(self.table.leaving().orphan(fd)))
+        let fd = fs::open(dir, name.as_bytes(), OFlags::PATH, 0).doing("opening")?;
+        Ok(Some(self.table.leaving().orphan(Arc::new(fd))))
     }
 
     /// Whether a directory has no entry in the merged view.

@@ -257,14 +257,13 @@ impl Overlay {
             Some(Replaced::Upper(node)) => Some(node),
             _ => None,
         };
-        let victim_last = match victim {
+        let mut victim_last = match victim {
             Some(node) if node.kind == Kind::Dir => {
                 let fd = self.dir_fd(node)?;
                 self.table.keep_removed_dir_fd(node, &fd);
                 Some(self.table.leaving().orphan(fd))
             }
-            Some(node) => self.orphan(node)?,
-            None => None,
+            _ => None,
         };
         let dropped = {
             let (mut place, mut victim_place) = match victim {
@@ -274,6 +273,9 @@ impl Overlay {
                 }
                 None => (moved.place_mut(), None),
             };
+            if let Some(place) = victim_place.as_deref().filter(|_| victim_last.is_none()) {
+                victim_last = self.orphan(place, to_fd.as_fd(), to.name)?;
+            }
             fs::rename(from_fd.as_fd(), old, to_fd.as_fd(), new, flags).doing("renaming")?;
             place.gain(to.link());
             let own = place.lose(&from.parent, from.name, None);

@@ -13,3 +13,4 @@ mod kills;
 mod names;
 mod races;
 mod renames;
+mod unlinked;
