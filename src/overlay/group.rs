@@ -142,19 +142,19 @@ impl Overlay {
         self.writable().map(|_| ())
     }
 
-    /// Finishes the groups of hard links that a killed mount had begun to copy up.
+    /// Finishes the groups of hard links that a killed mount had begun to copy up: the names that
+    /// still show the image's file get the copy. Those of another image wait for that one, since
+    /// nothing can be said here of their names.
     pub(super) fn settle_pending_links(&self) -> Result<()> {
         let Some(upper) = self.upper.as_ref().filter(|_| !self.options.read_only) else {
             return Ok(());
         };
         for (ino, image, fd) in upper.pending().doing("reading pending links")? {
-            // Of another image: nothing can be said of its other names.
-            let names = if image == self.image {
-                self.visible_names(Nid(ino))?
-            } else {
-                Vec::new()
-            };
-            for (dir, name) in names {
+            if image != self.image {
+                tracing::warn!(ino, "a group of hard links of another image is half copied");
+                continue;
+            }
+            for (dir, name) in self.visible_names(Nid(ino))? {
                 self.unnoticed(Kind::File, &self.upper_dir(&dir)?, |dir| {
                     fs::link_fd(fd.as_fd(), dir, name.as_bytes())
                         .doing("finishing a group of hard links")

@@ -244,16 +244,19 @@ impl Fixture {
     }
 
     fn open(dir: &Path) -> Overlay {
+        Overlay::with_upper(lower(dir), Self::open_upper(dir), Options::default()).unwrap()
+    }
+
+    pub(super) fn open_upper(dir: &Path) -> Upper {
         // Another test's thread may be between fork and exec, and its child then shares the lock
         // of an upper that has just been let go.
         let until = Instant::now() + Duration::from_secs(60);
-        let upper = loop {
+        loop {
             match Upper::open(&dir.join("upper"), &dir.join("work")) {
                 Err(UpperError::Busy(_)) if Instant::now() < until => std::thread::yield_now(),
-                opened => break opened.unwrap(),
+                opened => return opened.unwrap(),
             }
-        };
-        Overlay::with_upper(lower(dir), upper, Options::default()).unwrap()
+        }
     }
 
     /// Unmounts and mounts again.

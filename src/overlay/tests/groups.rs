@@ -2,6 +2,7 @@
 //! fails and whoever comes between.
 
 use std::cell::Cell;
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
@@ -9,9 +10,9 @@ use std::thread::JoinHandle;
 
 use rustix::io::Errno;
 
-use super::fixture::{Fixture, errno, me, name};
+use super::fixture::{Fixture, Home, errno, lower, me, name};
 use super::races::{at_once, tree};
-use crate::overlay::{Error, Ino, Overlay, ROOT_INO, Result, SetAttr, Target};
+use crate::overlay::{Error, Ino, Options, Overlay, ROOT_INO, Result, SetAttr, Target};
 use crate::sys::faults::{self, Fault};
 
 const NAMES: [&str; 3] = ["link1", "a/sub/link2", "b/link3"];
@@ -168,6 +169,85 @@ fn a_group_that_can_be_neither_finished_nor_undone_is_finished_by_the_next_mount
         assert_eq!(on_disk(&f).len() % 3, 0, "{halves}");
     }
     assert!(ends > 2);
+}
+
+/// The directory of a mount that died when the group had got its first name.
+fn half_risen() -> Home {
+    for n in 1.. {
+        let f = Fixture::new();
+        faults::plan(n, Fault::Crash);
+        copy_up(&f, "link1").unwrap_err();
+        let linked = on_disk(&f);
+        let Fixture { dir, fs } = f;
+        drop(fs);
+        assert!(faults::end());
+        if !linked.is_empty() {
+            assert_eq!(linked, ["link1"]);
+            return dir;
+        }
+    }
+    unreachable!()
+}
+
+fn pending(dir: &Home) -> PathBuf {
+    dir.path().join("work/pending-links")
+}
+
+#[test]
+fn a_mount_that_dies_while_it_finishes_a_group_is_finished_by_the_next() {
+    for n in 1.. {
+        let dir = half_risen();
+        let upper = Fixture::open_upper(dir.path());
+        faults::plan(n, Fault::Crash);
+        let mounted = Overlay::with_upper(lower(dir.path()), upper, Options::default());
+        let happened = faults::end();
+        assert_eq!(mounted.is_err(), happened, "at change {n}");
+        drop(mounted);
+        let f = Fixture::reopen(dir);
+        shows(&f, &NAMES);
+        assert_eq!(on_disk(&f), NAMES);
+        assert_eq!(std::fs::read_dir(pending(&f.dir)).unwrap().count(), 0);
+        if !happened {
+            assert!(n > 3);
+            break;
+        }
+    }
+}
+
+#[test]
+fn a_group_is_finished_only_where_the_image_s_file_is_still_seen() {
+    let dir = half_risen();
+    // As if what changes these names had been quicker than the copier.
+    let aside = dir.path().join("aside");
+    std::fs::rename(pending(&dir), &aside).unwrap();
+    let f = Fixture::reopen(dir);
+    f.unlink("b/link3").unwrap();
+    f.rename("big", "a/sub/link2", 0).unwrap();
+    let Fixture { dir, fs } = f;
+    drop(fs);
+    std::fs::rename(&aside, pending(&dir)).unwrap();
+    let f = Fixture::reopen(dir);
+    assert!(!f.exists("b/link3"));
+    assert_eq!(f.read("a/sub/link2"), super::fixture::big());
+    shows(&f, &NAMES[..1]);
+}
+
+#[test]
+fn regression_a_half_copied_group_of_another_image_waits_for_that_image() {
+    // A mount with another image gave it up, and the group was two files from then on.
+    let dir = half_risen();
+    let own = std::fs::read_dir(pending(&dir)).unwrap().next().unwrap();
+    let own = own.unwrap().path();
+    let (number, _) = own.to_str().unwrap().rsplit_once('.').unwrap();
+    let other = PathBuf::from(format!("{number}.{:016x}", 0));
+    std::fs::rename(&own, &other).unwrap();
+    let Fixture { dir, fs } = Fixture::reopen(dir);
+    drop(fs);
+    assert_eq!(std::fs::read(&other).unwrap(), b"one file\n");
+    std::fs::rename(&other, &own).unwrap();
+    let f = Fixture::reopen(dir);
+    shows(&f, &NAMES);
+    assert_eq!(on_disk(&f), NAMES);
 }
 
 /// A call that met a fault or lost a race may say so, and nothing else.
