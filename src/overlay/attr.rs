@@ -7,6 +7,7 @@ use std::sync::Arc;
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
+use super::copy_up::privileges_left;
 use super::error::{Doing, refuse};
 use super::lookup::Origin;
 use super::node::{Node, Place, lock};
@@ -46,11 +47,11 @@ impl Overlay {
         let node = match (self.target(ino)?, set.size) {
             (Target::Upper(node), _) => node,
             // Of a file that is about to be cut, the rest needs no copying.
-            (Target::Lower(nid), Some(size)) => self.copy_up_cut(nid, size)?,
+            (Target::Lower(nid), Some(size)) => self.copy_up_cut(nid, size, set.perm)?,
             (Target::Lower(nid), None) => self.copy_up(nid)?,
         };
         if let Some(size) = set.size {
-            self.truncate(&node, handle, size)?;
+            self.cut(&node, handle, size, set.perm)?;
         }
         let only_size = SetAttr {
             size: set.size,
@@ -60,6 +61,33 @@ impl Overlay {
             self.with_fd(&node, |fd| self.set_inode(fd, &node, set))?;
         }
         self.node_attr(&node)
+    }
+
+    /// Sets the size of a file that is to have the mode `perm` then: what the kernel asks for where
+    /// cutting a file drops its privileges (fs/fuse/dir.c:fuse_setattr()). They go first.
+    fn cut(
+        &self,
+        node: &Arc<Node>,
+        handle: Option<Handle>,
+        size: u64,
+        perm: Option<u16>,
+    ) -> Result<()> {
+        let Some(perm) = perm.filter(|_| node.kind == Kind::File) else {
+            return self.truncate(node, handle, size);
+        };
+        self.with_fd(node, |fd| {
+            let was = fs::fstat(fd).doing("reading attributes")?.attr.perm;
+            let left = privileges_left(was, perm);
+            if left == was {
+                return self.truncate(node, handle, size);
+            }
+            fs::chmod(fd, left).doing("dropping privileges")?;
+            let cut = self.truncate(node, handle, size);
+            if cut.is_err() && fs::chmod(fd, was).is_err() {
+                self.poison();
+            }
+            cut
+        })
     }
 
     fn truncate(&self, node: &Arc<Node>, handle: Option<Handle>, size: u64) -> Result<()> {

@@ -24,15 +24,22 @@ use crate::upper::work::{Blank, Temp};
 /// Bytes copied at a time.
 const CHUNK: usize = 1 << 20;
 
+/// The mode of a file that is about to be cut and then to have the mode `perm`: set-user-ID and
+/// set-group-ID that are to go must not be seen with the new content, nor be left with it by a
+/// crash.
+pub(super) fn privileges_left(was: u16, perm: u16) -> u16 {
+    was & (perm | 0o1777)
+}
+
 impl Overlay {
     /// Brings an inode of the image to the upper, if it is not there yet.
     pub(super) fn copy_up(&self, nid: Nid) -> Result<Arc<Node>> {
-        self.copy_up_cut(nid, u64::MAX)
+        self.copy_up_cut(nid, u64::MAX, None)
     }
 
     /// The same for a file that is about to be cut to `size` bytes: of one with one name, the copy
-    /// is cut already.
-    pub(super) fn copy_up_cut(&self, nid: Nid, size: u64) -> Result<Arc<Node>> {
+    /// is cut already, and without the privileges that a mode of `perm` has not.
+    pub(super) fn copy_up_cut(&self, nid: Nid, size: u64, perm: Option<u16>) -> Result<Arc<Node>> {
         let attr = self.lower.attr(nid)?;
         if attr.kind == Kind::Dir {
             return self.copy_up_dir(nid);
@@ -45,7 +52,7 @@ impl Overlay {
         let links = self.names_to_rise(nid)?;
         // Names that are given one after the other must not show that the file has been cut.
         let size = if links.len() > 1 { u64::MAX } else { size };
-        let temp = self.copy(nid, &attr, size)?;
+        let temp = self.copy(nid, &attr, size, perm)?;
         let id = fs::fstat(temp.fd()).doing("reading attributes")?.attr.ino;
         match links.as_slice() {
             [] => self.publish_orphan(&node, temp, id),
@@ -114,7 +121,7 @@ impl Overlay {
             match self.peek(&target, &name)? {
                 Origin::Lower(found) if found == nid => {
                     let attr = self.lower.attr(nid)?;
-                    let temp = self.copy(nid, &attr, 0)?;
+                    let temp = self.copy(nid, &attr, 0, None)?;
                     let id = fs::fstat(temp.fd()).doing("reading attributes")?.attr.ino;
                     let link = Link {
                         parent: Arc::clone(parent),
@@ -152,7 +159,7 @@ impl Overlay {
     }
 
     /// A complete copy in the work directory, with its inode number noted.
-    fn copy(&self, nid: Nid, attr: &Attr, size: u64) -> Result<Temp<'_>> {
+    fn copy(&self, nid: Nid, attr: &Attr, size: u64, perm: Option<u16>) -> Result<Temp<'_>> {
         let upper = self.writable()?;
         let target;
         let blank = match attr.kind {
@@ -180,6 +187,10 @@ impl Overlay {
         }
         self.copy_times(nid, temp.fd())?;
         if attr.kind == Kind::File && size < attr.size {
+            if let Some(perm) = perm {
+                let left = privileges_left(attr.perm, perm);
+                fs::chmod(temp.fd(), left).doing("dropping privileges")?;
+            }
             // The name that shows this shows a file that has been cut (truncate(2)).
             let now = Some(SetTime::Now);
             fs::utimens(temp.fd(), None, now).doing("setting times")?;

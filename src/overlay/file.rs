@@ -98,7 +98,7 @@ impl Overlay {
             self.writable()?;
             if let Target::Lower(nid) = target {
                 let cut = flags & libc::O_TRUNC != 0;
-                let node = self.copy_up_cut(nid, if cut { 0 } else { u64::MAX })?;
+                let node = self.copy_up_cut(nid, if cut { 0 } else { u64::MAX }, None)?;
                 target = Target::Upper(node);
             }
         }

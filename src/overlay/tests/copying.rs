@@ -1,9 +1,12 @@
 //! Copy-up: complete, and only when something changes.
 
+use rustix::io::Errno;
+
 use super::fixture::{Fixture, asker, big, bytes, errno, me, name};
 use crate::inode::Time;
 use crate::lower::Seek;
 use crate::overlay::{Ino, Options, Overlay, SetAttr};
+use crate::sys::faults::{self, Fault};
 
 #[test]
 fn reading_leaves_the_upper_empty() {
@@ -93,6 +96,71 @@ fn setuid_survives_a_copy_up() {
         (after.perm, after.mtime),
         (0o4755, Time { sec: 5, nsec: 6 })
     );
+}
+
+/// Cuts `/suid` as the kernel asks for it on behalf of an ordinary user.
+fn cut_without_privileges(f: &Fixture, suid: Ino) -> crate::overlay::Result<crate::inode::Attr> {
+    let set = SetAttr {
+        size: Some(4),
+        perm: Some(0o755),
+        ..SetAttr::default()
+    };
+    f.fs.setattr(suid, None, &set)
+}
+
+/// A file that has been cut is not left with its privileges.
+fn is_harmless(size: u64, perm: u16) {
+    assert!(size > 4 || perm == 0o755, "{size} bytes, {perm:o}");
+}
+
+#[test]
+fn regression_a_file_loses_its_privileges_no_later_than_its_bytes() {
+    use std::os::unix::fs::PermissionsExt;
+    // Of the image, of the upper.
+    for risen in [false, true] {
+        let prepare = || {
+            let f = Fixture::new();
+            if risen {
+                f.chmod("suid", 0o6755);
+            }
+            f
+        };
+        let f = prepare();
+        let (ino, on_disk) = (f.ino("suid"), f.upper("suid"));
+        faults::watch(move || {
+            if let Ok(meta) = std::fs::metadata(&on_disk) {
+                let perm = u16::try_from(meta.permissions().mode() & 0o7777).unwrap();
+                is_harmless(meta.len(), perm);
+            }
+        });
+        let cut = cut_without_privileges(&f, ino);
+        faults::unwatch();
+        assert_eq!((cut.as_ref().unwrap().size, cut.unwrap().perm), (4, 0o755));
+        for fault in [
+            Fault::Once(Errno::NOSPC),
+            Fault::Blind(Errno::MFILE),
+            Fault::Crash,
+        ] {
+            for n in 1.. {
+                let mut f = prepare();
+                let before = f.attr("suid");
+                faults::plan(n, fault);
+                let cut = cut_without_privileges(&f, Ino(before.ino));
+                if !faults::end() {
+                    break;
+                }
+                if fault == Fault::Crash {
+                    f = f.again();
+                }
+                let now = f.attr("suid");
+                is_harmless(now.size, now.perm);
+                if fault != Fault::Crash && now.size == before.size {
+                    cut.unwrap_err();
+                    assert_eq!(now.perm, before.perm, "{fault:?} at call {n}");
+                }
+            }
+        }
+    }
 }
 
 #[test]

@@ -162,6 +162,14 @@ pub(super) const DATA: &[Case] = &[
     }),
     case("cut", nothing, |f| truncate(f, "big", 5_000)),
     case("cut to nothing", nothing, |f| truncate(f, "a/x", 0)),
+    case("cut and drop privileges", nothing, |f| {
+        let changes = SetAttr {
+            size: Some(5),
+            perm: Some(0o755),
+            ..SetAttr::default()
+        };
+        set(f, "suid", changes)
+    }),
     case("cut a group of links", nothing, |f| truncate(f, "link1", 3)),
     case("lengthen", nothing, |f| truncate(f, "a/x", 1 << 20)),
     case("cut sparse", nothing, |f| truncate(f, "holes", 1 << 20)),
