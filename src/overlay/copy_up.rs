@@ -314,9 +314,14 @@ impl Overlay {
     }
 
     pub(super) fn becomes_orphan(&self, node: &Arc<Node>, fd: OwnedFd, id: u64) {
+        let mut place = node.place_mut();
+        if matches!(*place, Place::Upper { .. }) {
+            // Found in the upper under another name meanwhile.
+            return;
+        }
         let mut orphan = self.table.leaving().orphan(Arc::new(fd));
         orphan.leave();
-        *node.place_mut() = Place::Upper {
+        *place = Place::Upper {
             id,
             links: Vec::new(),
             orphan: Some(orphan),

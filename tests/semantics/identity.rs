@@ -2,6 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirEntryExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 
@@ -126,9 +127,25 @@ pub(super) const CASES: &[Case] = &[
             assert_eq!(over.metadata().unwrap().ino(), number);
             assert_eq!(over.metadata().unwrap().nlink(), 0);
             assert!(!at.join("file").exists());
+            fs::write(at.join("kept"), "kept").unwrap();
+            fs::hard_link(at.join("kept"), at.join("dir/kept too")).unwrap();
         },
     )
-    .after(|at| assert!(!at.join("file").exists() && !at.join("one").exists())),
+    .after(|at| {
+        assert!(!at.join("file").exists() && !at.join("one").exists());
+        // Its other name has not been looked up yet.
+        let file = OpenOptions::new().read(true).write(true).open(at.join("kept")).unwrap();
+        fs::remove_file(at.join("kept")).unwrap();
+        drop_caches();
+        assert_eq!(file.metadata().unwrap().nlink(), 1);
+        file.set_permissions(fs::Permissions::from_mode(0o640)).unwrap();
+        let fd = format!("/proc/self/fd/{}", file.as_raw_fd());
+        assert_eq!(read(Path::new(&fd)), "kept");
+        let follow = rustix::fs::AtFlags::SYMLINK_FOLLOW;
+        rustix::fs::linkat(CWD, fd, CWD, at.join("kept"), follow).unwrap();
+        assert_eq!(fs::metadata(at.join("dir/kept too")).unwrap().nlink(), 2);
+        assert_eq!(ino(at.join("dir/kept too")), ino(at.join("kept")));
+    }),
     Case::new(
         "removed_directory_while_open",
         "A directory that is removed while it is open is empty, and nothing can be made in it.",
