@@ -1,24 +1,30 @@
 //! Uppers change hands: one that tarnfs wrote is read by the kernel's overlayfs over the kernel's
-//! own mount of the index, and one that overlayfs wrote is read by tarnfs. Both show one tree.
+//! own mount of the index, and by fuse-overlayfs; one that overlayfs wrote is read by tarnfs. All
+//! show one tree, after a script of changes and after random ones.
 //!
 //! Left out of the comparison: link counts. overlayfs says 1 for a merged directory, and counts
 //! the image's names of a file whose other names are gone.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
+#[path = "exchange/changes.rs"]
+mod changes;
 mod common;
 #[path = "erofs_support/kernel.rs"]
 mod kernel;
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use changes::Renames;
 use common::tarball::{Tarball, record};
 use common::{Sandbox, can_mount, ok, walk};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, UnmountFlags, fsconfig_create,
-    fsconfig_set_string, fsmount, fsopen, move_mount, unmount,
+    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, unmount,
 };
 
 /// The image.
@@ -62,19 +68,42 @@ impl Drop for Attached {
     }
 }
 
-/// The kernel's EROFS mount of the index at `at/lower`, under overlayfs at `at/overlay`.
-fn overlayfs(at: &Path, index: &Path, tar: &Path, upper: &Path, work: &Path) -> [Attached; 2] {
-    let attach = |fd: std::os::fd::BorrowedFd<'_>, dir: &str| {
-        let dir = at.join(dir);
-        std::fs::create_dir_all(&dir).unwrap();
-        let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
-        move_mount(fd, "", rustix::fs::CWD, &dir, flags).unwrap();
-        Attached(dir)
-    };
+fn attach(fd: std::os::fd::BorrowedFd<'_>, dir: PathBuf) -> Attached {
+    std::fs::create_dir_all(&dir).unwrap();
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    move_mount(fd, "", rustix::fs::CWD, &dir, flags).unwrap();
+    Attached(dir)
+}
+
+/// The kernel's EROFS mount of the index at `at/lower`.
+fn erofs(at: &Path, index: &Path, tar: &Path) -> Attached {
     let side = index.with_extension("erofs.side");
     let mut blobs = vec![tar.to_owned()];
     blobs.extend(side.exists().then_some(side));
-    let lower = attach(kernel::mount(index, &blobs).unwrap().as_fd(), "lower");
+    let made = kernel::mount(index, &blobs).unwrap();
+    attach(made.as_fd(), at.join("lower"))
+}
+
+/// What overlayfs does with a renamed directory, and where it has its marks.
+const REDIRECTS: &[(&str, &str)] = &[("redirect_dir", "on"), ("metacopy", "off")];
+/// Without root's marks it follows no redirects (fs/overlayfs/params.c: "conflicting options").
+const USER: &[(&str, &str)] = &[("userxattr", "")];
+const METACOPY: &[(&str, &str)] = &[("redirect_dir", "on"), ("metacopy", "on")];
+
+/// [`erofs`] under overlayfs at `at/overlay`.
+fn overlayfs(at: &Path, index: &Path, tar: &Path, upper: &Path, work: &Path) -> [Attached; 2] {
+    overlayfs_with(REDIRECTS, at, index, tar, upper, work)
+}
+
+fn overlayfs_with(
+    options: &[(&str, &str)],
+    at: &Path,
+    index: &Path,
+    tar: &Path,
+    upper: &Path,
+    work: &Path,
+) -> [Attached; 2] {
+    let lower = erofs(at, index, tar);
     std::fs::create_dir_all(upper).unwrap();
     std::fs::create_dir_all(work).unwrap();
     let fs = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).unwrap();
@@ -82,34 +111,44 @@ fn overlayfs(at: &Path, index: &Path, tar: &Path, upper: &Path, work: &Path) -> 
     fsconfig_set_string(&fs, "lowerdir", &lower.0).unwrap();
     fsconfig_set_string(&fs, "upperdir", upper).unwrap();
     fsconfig_set_string(&fs, "workdir", work).unwrap();
-    for (key, value) in [
-        ("redirect_dir", "on"),
-        ("index", "off"),
-        ("metacopy", "off"),
-        ("xino", "on"),
-    ] {
-        fsconfig_set_string(&fs, key, value).unwrap();
+    for &(key, value) in options.iter().chain(&[("index", "off"), ("xino", "on")]) {
+        match value {
+            "" => fsconfig_set_flag(&fs, key),
+            value => fsconfig_set_string(&fs, key, value),
+        }
+        .unwrap();
     }
     fsconfig_create(&fs).unwrap();
     let made = fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty()).unwrap();
-    let overlay = attach(made.as_fd(), "overlay");
+    let overlay = attach(made.as_fd(), at.join("overlay"));
     // Unmounted in this order.
     [overlay, lower]
 }
 
+/// Everything that a tree shows, with the bytes of files.
 fn described(root: &Path) -> BTreeMap<Vec<u8>, String> {
     let mut all = walk::describe(root);
-    for line in all.values_mut() {
+    for (name, line) in &mut all {
+        let path = root.join(OsStr::from_bytes(name));
+        if std::fs::symlink_metadata(&path).unwrap().is_file() {
+            let data = std::fs::read(&path).unwrap_or_else(|e| panic!("{path:?}: {e}"));
+            let sum = data.iter().fold(0_u64, |sum, &byte| {
+                sum.wrapping_mul(0x0100_0000_01b3) ^ u64::from(byte)
+            });
+            *line += &format!(" data {sum:016x}");
+        }
         let (before, rest) = line.split_once(" links ").unwrap();
         let (_, after) = rest.split_once(' ').unwrap();
         *line = format!("{before} {after}");
         // Our own mark: hidden by us, an attribute like any other for overlayfs.
-        if let Some((before, rest)) = line.split_once(" \"trusted.tarnfs.ino\"=") {
-            let (_, after) = rest
-                .split_once('"')
-                .and_then(|(_, r)| r.split_once('"'))
-                .unwrap();
-            *line = format!("{before}{after}");
+        for mark in ["trusted.tarnfs.ino", "user.tarnfs.ino"] {
+            if let Some((before, rest)) = line.split_once(&format!(" \"{mark}\"=")) {
+                let (_, after) = rest
+                    .split_once('"')
+                    .and_then(|(_, r)| r.split_once('"'))
+                    .unwrap();
+                *line = format!("{before}{after}");
+            }
         }
     }
     all
@@ -209,6 +248,178 @@ fn tarnfs_shows_what_overlayfs_wrote() {
     let mount = sandbox.mount("mount", &tar, &options);
     walk::assert_same(&want, &described(mount.path()));
     mount.unmount();
+}
+
+/// How many runs of random changes, and how many changes in each.
+const RUNS: u64 = 6;
+const CHANGES: usize = 150;
+
+/// Seeds: a few that stay the same, or `TARNFS_EXCHANGE_RUNS` of them.
+fn seeds() -> std::ops::Range<u64> {
+    let runs = std::env::var("TARNFS_EXCHANGE_RUNS");
+    0..runs.map_or(RUNS, |runs| runs.parse().unwrap())
+}
+
+/// A directory for one run, which says the seed if it panics.
+struct Run<'a> {
+    world: &'a World,
+    name: String,
+}
+
+impl World {
+    fn run(&self, seed: u64) -> Run<'_> {
+        let name = format!("run{seed}");
+        self.sandbox.dir(&name);
+        Run { world: self, name }
+    }
+}
+
+impl Drop for Run<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("in {}", self.name);
+        }
+    }
+}
+
+impl Run<'_> {
+    fn at(&self, name: &str) -> PathBuf {
+        self.world.sandbox.at(&self.name).join(name)
+    }
+
+    fn tarnfs<T>(&self, work: &str, f: impl FnOnce(&Path) -> T) -> T {
+        let (upper, work) = (self.at("upper"), self.at(work));
+        let options = [
+            "--upper",
+            upper.to_str().unwrap(),
+            "--work",
+            work.to_str().unwrap(),
+        ];
+        let at = format!("{}/mount", self.name);
+        let mount = self.world.sandbox.mount(&at, &self.world.tar, &options);
+        let result = f(mount.path());
+        mount.unmount();
+        result
+    }
+
+    fn overlayfs<T>(&self, options: &[(&str, &str)], work: &str, f: impl FnOnce(&Path) -> T) -> T {
+        let (upper, work) = (self.at("upper"), self.at(work));
+        let World { index, tar, .. } = self.world;
+        let mounts = overlayfs_with(options, &self.at(""), index, tar, &upper, &work);
+        f(&mounts[0].0)
+    }
+
+    /// fuse-overlayfs over a copy of the upper: it leaves files of its own in it.
+    fn fuse_overlayfs<T>(&self, f: impl FnOnce(&Path) -> T) -> T {
+        let copy = self.at("copy");
+        ok(
+            "cp",
+            [
+                "-a".as_ref(),
+                self.at("upper").as_os_str(),
+                copy.as_os_str(),
+            ],
+        );
+        let World { index, tar, .. } = self.world;
+        let lower = erofs(&self.at(""), index, tar);
+        let (work, at) = (self.at("work.fuse"), self.at("fuse"));
+        std::fs::create_dir(&work).unwrap();
+        std::fs::create_dir(&at).unwrap();
+        let [lower_at, copy, work] = [&lower.0, &copy, &work].map(|path| path.to_str().unwrap());
+        let options = format!("lowerdir={lower_at},upperdir={copy},workdir={work}");
+        ok(
+            "fuse-overlayfs",
+            ["-o".as_ref(), options.as_ref(), at.as_os_str()],
+        );
+        let mounted = Attached(at);
+        let result = f(&mounted.0);
+        drop(mounted);
+        drop(lower);
+        result
+    }
+}
+
+fn random_world() -> Option<World> {
+    (can_mount() && kernel::can_mount()).then(world)
+}
+
+fn changed(root: &Path, seed: u64, renames: Renames) -> BTreeMap<Vec<u8>, String> {
+    let made = changes::make(root, seed, CHANGES, renames);
+    assert!(made > CHANGES / 5, "only {made} changes were possible");
+    described(root)
+}
+
+#[test]
+fn overlayfs_shows_random_changes_of_tarnfs() {
+    let Some(world) = random_world() else { return };
+    for seed in seeds() {
+        let run = world.run(seed);
+        let want = run.tarnfs("work", |at| changed(at, seed, Renames::Directories));
+        let got = run.overlayfs(REDIRECTS, "work2", described);
+        walk::assert_same(&want, &got);
+    }
+}
+
+#[test]
+fn tarnfs_shows_random_changes_of_overlayfs() {
+    let Some(world) = random_world() else { return };
+    for seed in seeds() {
+        let run = world.run(seed);
+        let want = run.overlayfs(REDIRECTS, "work", |at| {
+            changed(at, seed, Renames::Directories)
+        });
+        let got = run.tarnfs("work", described);
+        walk::assert_same(&want, &got);
+    }
+}
+
+/// Marks in `user.`: they are found and followed, by root too, and so is what is added to them.
+#[test]
+fn marks_without_root_change_hands() {
+    let Some(world) = random_world() else { return };
+    for seed in seeds() {
+        let run = world.run(seed);
+        run.overlayfs(USER, "work", |at| changed(at, seed, Renames::Files));
+        // Mounted anew: a symbolic link cannot bear a mark in user., and until then two names of
+        // one may be shown as two files.
+        let want = run.overlayfs(USER, "work", described);
+        let got = run.tarnfs("work", described);
+        walk::assert_same(&want, &got);
+        run.tarnfs("work", |at| changed(at, seed + 1_000, Renames::Files));
+        let want = run.tarnfs("work", described);
+        let got = run.overlayfs(USER, "work", described);
+        walk::assert_same(&want, &got);
+    }
+}
+
+/// fuse-overlayfs follows no redirects: what was in a renamed directory of the image is not there.
+#[test]
+fn fuse_overlayfs_shows_random_changes_of_tarnfs() {
+    let Some(world) = random_world() else { return };
+    if !common::has("fuse-overlayfs") {
+        return;
+    }
+    for seed in seeds() {
+        let run = world.run(seed);
+        let want = run.tarnfs("work", |at| changed(at, seed, Renames::Files));
+        let got = run.fuse_overlayfs(described);
+        walk::assert_same(&want, &got);
+    }
+}
+
+/// A file whose data overlayfs left in the image can be seen, and cannot be read.
+#[test]
+fn metacopy_files_of_overlayfs_give_eio() {
+    let Some(world) = random_world() else { return };
+    let run = world.run(0);
+    let change = |at: &Path| ok("chmod", ["611".as_ref(), at.join("a/y").as_os_str()]);
+    run.overlayfs(METACOPY, "work", change);
+    run.tarnfs("work", |at| {
+        assert_eq!(std::fs::metadata(at.join("a/y")).unwrap().len(), 300_000);
+        let error = std::fs::read(at.join("a/y")).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EIO));
+        assert_eq!(std::fs::read(at.join("a/x")).unwrap(), b"x");
+    });
 }
 
 /// A directory moves if the upper's filesystem can note where it came from; else EXDEV, before
