@@ -1,7 +1,8 @@
 //! What is found in the two directories when they are opened: whether the work directory is one,
 //! before anything in it is removed; and by which namespace's marks the upper is to be read.
 //!
-//! It changes nothing but the mode of a `work/work` that its owner could not read.
+//! It changes nothing but directories of the work directory that it cannot read: one that is empty
+//! goes, one that its owner has closed to himself is opened.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -32,13 +33,10 @@ pub(super) fn check_work(path: &Path, workdir: BorrowedFd<'_>) -> Result<(), Upp
             // overlayfs' with index=on. No use to us.
             (b"index", Kind::Dir) => true,
             (WHITEOUT, Kind::Char) => is_whiteout_device(&fs::stat(workdir, name).map_err(failed)?),
-            (PENDING, Kind::Dir) => {
-                let dir = open_dir(workdir, name).map_err(failed)?;
-                let pending = fs::list(dir.as_fd()).map_err(failed)?;
-                pending
-                    .iter()
-                    .all(|entry| parse_number(entry.name.as_bytes()).is_some())
-            }
+            (PENDING, Kind::Dir) => list_or_remove(workdir, name)
+                .map_err(failed)?
+                .iter()
+                .all(|entry| parse_number(entry.name.as_bytes()).is_some()),
             _ => false,
         };
         if !known {
@@ -53,15 +51,7 @@ fn check_inner(path: &Path, workdir: BorrowedFd<'_>) -> Result<(), UpperError> {
     let failed = |errno: Errno| io_error(path, "looking for what work/ holds", errno.into());
     let dir = open_dir(workdir, b"work").map_err(failed)?;
     let mode = fs::fstat(dir.as_fd()).map_err(failed)?.attr.perm;
-    let entries = match fs::list(dir.as_fd()) {
-        // overlayfs' has mode 0, which keeps its owner out as well.
-        Err(Errno::ACCESS) if mode == 0 => {
-            fs::chmod(dir.as_fd(), 0o700).map_err(failed)?;
-            fs::list(dir.as_fd())
-        }
-        listed => listed,
-    }
-    .map_err(failed)?;
+    let entries = list_or_remove(workdir, b"work").map_err(failed)?;
     // overlayfs' mode, and ours, which fuse-overlayfs has as well.
     if !entries.is_empty() && !matches!(mode, 0 | 0o700) {
         return Err(foreign(path, &[b"work"]));
@@ -175,6 +165,26 @@ impl Seen {
         }
         Ok((dir, subdirs))
     }
+}
+
+/// Lists a directory. One that is closed to us, since it is another user's or has overlayfs'
+/// mode 0, is removed if it is empty, and else opened to its owner.
+fn list_or_remove(dir: BorrowedFd<'_>, name: &[u8]) -> rustix::io::Result<Vec<fs::DirEntry>> {
+    let fd = open_dir(dir, name)?;
+    match fs::list(fd.as_fd()) {
+        Err(Errno::ACCESS) => {}
+        listed => return listed,
+    }
+    match fs::rmdir(dir, name) {
+        Ok(()) => return Ok(Vec::new()),
+        Err(Errno::NOTEMPTY) => {}
+        Err(errno) => return Err(errno),
+    }
+    if fs::fstat(fd.as_fd())?.attr.perm != 0 {
+        return Err(Errno::ACCESS);
+    }
+    fs::chmod(fd.as_fd(), 0o700)?;
+    fs::list(fd.as_fd())
 }
 
 /// Whether a name is one of those under which both engines make new entries.

@@ -462,3 +462,42 @@ fn marks_that_only_root_can_read_are_not_passed_over() {
         assert!(open(&dir).is_err());
     }
 }
+
+/// Root's mount leaves directories in the work directory that its owner cannot look into.
+#[test]
+fn the_owner_of_a_work_directory_gets_it_back() {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let outcome = |planted: &str, mode: u32, owner: u32| {
+        let dir = tempfile::tempdir().unwrap();
+        let work = dir.path().join("work");
+        std::fs::create_dir(dir.path().join("upper")).unwrap();
+        std::fs::create_dir_all(work.join(planted)).unwrap();
+        std::fs::create_dir_all(work.join("pending-links")).unwrap();
+        for (path, mode, owner) in [
+            ("upper", 0o755, 1000),
+            ("work", 0o755, 1000),
+            ("work/pending-links", 0o700, 0),
+            ("work/work", mode, owner),
+            ("", 0o755, 1000),
+        ] {
+            let path = dir.path().join(path);
+            std::os::unix::fs::chown(&path, Some(owner), None).unwrap();
+            set_mode(&path, mode);
+        }
+        std::thread::scope(|scope| {
+            let opened = scope.spawn(|| {
+                let user = rustix::fs::Uid::from_raw(1000);
+                rustix::thread::set_thread_uid(user).unwrap();
+                Upper::open(&dir.path().join("upper"), &work).map(|_| ())
+            });
+            opened.join().unwrap()
+        })
+    };
+    outcome("work", 0o700, 0).unwrap();
+    outcome("work", 0, 1000).unwrap();
+    outcome("work/#1", 0, 1000).unwrap();
+    let said = outcome("work/#1", 0o700, 0).unwrap_err().to_string();
+    assert!(said.contains("Permission denied"), "{said}");
+}
