@@ -441,7 +441,7 @@ fn many_read_a_directory_while_many_change_it() {
         return;
     }
     let sandbox = Sandbox::new();
-    let names: Vec<_> = (0..12).map(|i| format!("dir-{i}")).collect();
+    let names: Vec<_> = (0..8).map(|i| format!("dir-{i}")).collect();
     let names: Vec<_> = names.iter().map(|name| &name[..]).collect();
     let (plain, tar) = image(&sandbox, &names, 2 * STAYING);
     let mount = sandbox.mount("mount", &tar, &[]);

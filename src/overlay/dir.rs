@@ -30,7 +30,7 @@ use crate::sys::fs;
 #[derive(Debug)]
 pub(super) struct OpenDir {
     ino: Ino,
-    /// How often names had changed in it when it was opened.
+    /// [`DirState::changes`](super::node::DirState::changes) when it was opened.
     opened: u64,
     listings: Listings,
     progress: Mutex<Progress>,
@@ -315,7 +315,7 @@ impl Overlay {
             let progress = lock(&dir.progress);
             let goes_on = progress.from < offset && offset <= progress.to;
             if let Some(listing) = &progress.listing
-                && (goes_on || listing.changes == node.dir.changes())
+                && (goes_on || listing.is_current(node))
             {
                 return Ok(Arc::clone(listing));
             }

@@ -50,12 +50,17 @@ pub(super) struct Listed {
 /// The entries that a directory had at one moment, by position.
 #[derive(Debug)]
 pub(super) struct Listing {
-    /// How often names had changed in the directory.
-    pub(super) changes: u64,
+    /// [`DirState::changes`](super::node::DirState::changes) before it was made.
+    changes: u64,
     entries: Vec<Listed>,
 }
 
 impl Listing {
+    /// Whether no name has changed since, nor while it was made.
+    pub(super) fn is_current(&self, node: &Node) -> bool {
+        self.changes.is_multiple_of(2) && self.changes == node.dir.changes()
+    }
+
     /// The entries behind a position.
     pub(super) fn behind(&self, offset: u64) -> &[Listed] {
         let start = self.entries.partition_point(|entry| entry.at <= offset);
@@ -73,7 +78,7 @@ enum Above {
 impl Overlay {
     /// The entries of a directory as they are now. Whoever lists it at the same time shares them.
     pub(super) fn listing_of(&self, node: &Arc<Node>) -> Result<Arc<Listing>> {
-        let current = |listing: &Arc<Listing>| listing.changes == node.dir.changes();
+        let current = |listing: &Arc<Listing>| listing.is_current(node);
         if let Some(listing) = lock(&node.dir.listing).upgrade().filter(current) {
             return Ok(listing);
         }
@@ -84,7 +89,6 @@ impl Overlay {
 
     /// The upper's entries but whiteouts, and the lower's that the upper says nothing of.
     fn merge(&self, node: &Arc<Node>) -> Result<Listing> {
-        let _entries = node.keep_entries();
         let mut listing = Listing {
             changes: node.dir.changes(),
             entries: Vec::new(),
@@ -135,7 +139,7 @@ impl Overlay {
         Ok(listing)
     }
 
-    /// What the upper has in a directory, whose `entries` lock is held.
+    /// What the upper has in a directory.
     fn list_upper(&self, node: &Arc<Node>) -> Result<HashMap<Name, Above>> {
         let target = Target::Upper(Arc::clone(node));
         let fd = self.dir_fd(node)?;

@@ -149,7 +149,7 @@ pub(super) struct DirState {
     pub(super) default_acl: Mutex<Option<Option<Arc<[u8]>>>>,
     /// Number of its subdirectories in the merged view, once counted.
     pub(super) subdirs: Mutex<Option<u32>>,
-    /// How often its names may have changed.
+    /// How often a change of its names began or ended: odd while one is under way.
     changes: AtomicU64,
     /// The last list of its entries, while somebody reads it.
     pub(super) listing: Mutex<Weak<Listing>>,
@@ -190,7 +190,7 @@ impl DirState {
         }
     }
 
-    /// How often its names may have changed.
+    /// How often a change of its names began or ended: odd while one is under way.
     pub(super) fn changes(&self) -> u64 {
         self.changes.load(Ordering::Acquire)
     }
@@ -233,10 +233,13 @@ impl Node {
     }
 
     /// To change names in it.
-    pub(super) fn lock_entries(&self) -> Held<MutexGuard<'_, ()>> {
+    pub(super) fn lock_entries(&self) -> Changing<'_> {
         let held = self.keep_entries();
         self.dir.changes.fetch_add(1, Ordering::AcqRel);
-        held
+        Changing {
+            dir: &self.dir,
+            _held: held,
+        }
     }
 
     /// To look at its names while nobody changes them.
@@ -281,6 +284,19 @@ impl Node {
     /// Whether it came from the image (and so keeps its number by a mark on disk).
     pub(super) fn came_from_lower(&self) -> bool {
         self.ino.0 < UPPER_BASE
+    }
+}
+
+/// The names of a directory, to change.
+#[derive(Debug)]
+pub(super) struct Changing<'a> {
+    dir: &'a DirState,
+    _held: Held<MutexGuard<'a, ()>>,
+}
+
+impl Drop for Changing<'_> {
+    fn drop(&mut self) {
+        self.dir.changes.fetch_add(1, Ordering::AcqRel);
     }
 }
 
