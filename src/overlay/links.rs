@@ -37,38 +37,52 @@ impl Overlay {
         if self.fresh || nlink == 1 {
             return Ok(Lost::default());
         }
-        let visible = u32::try_from(self.visible_names(nid)?.len()).unwrap_or(u32::MAX);
-        let names = nlink.saturating_sub(visible);
-        let at = match names {
-            0 => None,
-            _ => self.last_change_around(nid)?,
-        };
-        let lost = Lost { names, at };
+        let lost = self.find_lost(nid, nlink)?;
         self.lost.insert(nid, lost);
         Ok(lost)
     }
 
-    /// When an earlier mount took the last name from an inode is written nowhere, but the
-    /// directory that lost it has changed since, or the one above it where it is no more. Later
-    /// than the truth perhaps, but never earlier.
-    fn last_change_around(&self, nid: Nid) -> Result<Option<Time>> {
-        let mut last = None;
-        for (mut dir, name) in self.lower.names(nid)? {
-            let mut found = self.locate(dir)?;
-            if let Some(dir) = &found
-                && self.peek(dir, &name)?.lower() == Some(nid)
+    /// What earlier mounts took from an inode: each of its names is looked at once, there may be
+    /// tens of thousands.
+    ///
+    /// When the last one went is written nowhere, but the directory that lost it has changed
+    /// since, or the one above it where it is no more. Later than the truth perhaps, but never
+    /// earlier.
+    fn find_lost(&self, nid: Nid, nlink: u32) -> Result<Lost> {
+        let mut visible = 0_u32;
+        let mut losers = Vec::new();
+        let mut last: Option<(Nid, Option<Target>)> = None;
+        for (dir, name) in self.lower.names(nid)? {
+            // Names in one directory come one after the other.
+            let found = match last.take() {
+                Some((known, found)) if known == dir => found,
+                _ => self.locate(dir)?,
+            };
+            if let Some(found) = &found
+                && self.peek(found, &name)?.lower() == Some(nid)
             {
-                continue;
+                visible = visible.saturating_add(1);
+            } else if losers.last() != Some(&dir) {
+                losers.push(dir);
             }
+            last = Some((dir, found));
+        }
+        let names = nlink.saturating_sub(visible);
+        if names == 0 {
+            return Ok(Lost::default());
+        }
+        let mut at = None;
+        for mut dir in losers {
+            let mut found = self.locate(dir)?;
             while found.is_none() {
                 dir = self.lower.parent(dir)?;
                 found = self.locate(dir)?;
             }
             if let Some(Target::Upper(node)) = found {
-                last = last.max(Some(self.node_stat(&node)?.attr.ctime));
+                at = at.max(Some(self.node_stat(&node)?.attr.ctime));
             }
         }
-        Ok(last)
+        Ok(Lost { names, at })
     }
 
     /// Called before a name of an image's inode goes, so that it is counted once and not twice.
