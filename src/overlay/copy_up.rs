@@ -284,8 +284,10 @@ impl Overlay {
                 // Found in the upper under another name meanwhile.
                 return Ok(());
             }
+            self.note_unmarked(node, id)?;
             let fd = temp
                 .publish(dir, link.name.as_bytes())
+                .inspect_err(|_| self.table.unnote_unmarked(id, node))
                 .doing("publishing a copy")?;
             place.rise(id);
             place.gain(link.clone());
@@ -295,6 +297,15 @@ impl Overlay {
             }
             Ok(())
         })
+    }
+
+    /// Where the copy of an inode cannot be marked with its number (xattr(7)), this mount must
+    /// remember it: before somebody can see the copy.
+    pub(super) fn note_unmarked(&self, node: &Node, id: u64) -> Result<()> {
+        if !self.marks()?.can_mark(node.kind) {
+            self.table.note_unmarked(id, node);
+        }
+        Ok(())
     }
 
     /// Whether a name still shows the lower inode that `node` is about to leave.

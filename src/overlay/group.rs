@@ -41,6 +41,7 @@ impl Overlay {
                 return Ok(());
             }
             *place = Place::Rising { id };
+            self.note_unmarked(node, id)?;
         }
         let pended = upper
             .pend(temp, nid.0, self.image)

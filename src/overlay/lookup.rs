@@ -257,9 +257,13 @@ impl Overlay {
             }
         } else if self.is_impure(parent, dir)? {
             let fd = fs::open(dir, bytes, OFlags::PATH, 0).doing("opening")?;
-            if let Some(ino) = marks.ino(fd.as_fd(), self.image).doing("reading a mark")?
-                && ino < UPPER_BASE
-            {
+            let marked = marks.ino(fd.as_fd(), self.image).doing("reading a mark")?;
+            let ino = if marks.can_mark(stat.attr.kind) {
+                marked
+            } else {
+                self.unmarked(&stat)
+            };
+            if let Some(ino) = ino.filter(|&ino| ino < UPPER_BASE) {
                 let known = self.table.get(ino);
                 if known.is_some_and(|node| node.is_rising_to(stat.attr.ino)) {
                     return Ok(Origin::Rising(Nid(ino)));
@@ -268,6 +272,17 @@ impl Overlay {
             }
         }
         Ok(Origin::Upper(found))
+    }
+
+    /// The number of a copy that carries no mark, if this mount made it.
+    fn unmarked(&self, stat: &Stat) -> Option<u64> {
+        let node = self.table.unmarked(stat.attr.ino)?;
+        // A copy that came to nothing may have left its number to another file.
+        let its = match *node.place() {
+            Place::Upper { id, .. } | Place::Rising { id } => id == stat.attr.ino,
+            Place::Lower => false,
+        };
+        (its && node.kind == stat.attr.kind).then_some(node.ino.0)
     }
 
     /// The lower directory that an upper one (not opaque) goes on with.

@@ -325,6 +325,10 @@ impl Drop for Node {
             }
         }
         if let Some(table) = self.table.upgrade() {
+            let place = self.place.get_mut();
+            if let Place::Upper { id, .. } = *place.unwrap_or_else(PoisonError::into_inner) {
+                table.unnote_unmarked(id, self);
+            }
             if lock(&self.dir.fd).take().is_some() {
                 table.dir_fds.fetch_sub(1, Ordering::Relaxed);
             }
@@ -346,6 +350,8 @@ struct Slot {
 #[derive(Debug)]
 pub(super) struct Table {
     slots: DashMap<u64, Slot>,
+    /// Copies that cannot carry the mark with their number, by their number in the upper.
+    unmarked: DashMap<u64, u64>,
     /// Directory descriptors kept open, and how many may be.
     dir_fds: AtomicUsize,
     max_dir_fds: usize,
@@ -372,6 +378,7 @@ impl Table {
     pub(super) fn new(max_dir_fds: usize) -> Arc<Self> {
         Arc::new(Self {
             slots: DashMap::new(),
+            unmarked: DashMap::new(),
             dir_fds: AtomicUsize::new(0),
             max_dir_fds,
             generations: AtomicU32::new(first_generation()),
@@ -382,6 +389,22 @@ impl Table {
     /// The node with this number, if there is one.
     pub(super) fn get(&self, ino: u64) -> Option<Arc<Node>> {
         self.slots.get(&ino).and_then(|slot| slot.node.upgrade())
+    }
+
+    /// Remembers whose copy `id` is, since no mark on it says so.
+    pub(super) fn note_unmarked(&self, id: u64, node: &Node) {
+        self.unmarked.insert(id, node.ino.0);
+    }
+
+    /// There is no such copy after all.
+    pub(super) fn unnote_unmarked(&self, id: u64, node: &Node) {
+        self.unmarked.remove_if(&id, |_, ino| *ino == node.ino.0);
+    }
+
+    /// The inode of the image whose copy this mount has made as `id`.
+    pub(super) fn unmarked(&self, id: u64) -> Option<Arc<Node>> {
+        let ino = *self.unmarked.get(&id)?;
+        self.get(ino)
     }
 
     /// A filesystem gives the number of a file that is gone to the next one; a generation tells

@@ -205,16 +205,21 @@ impl Namespace {
         Ok((of == image).then_some(ino))
     }
 
-    /// Notes the inode number that a copied-up file keeps. `user.` attributes exist on regular
-    /// files and directories only (xattr(7)); other types then lose it, which the caller accepts.
+    /// Whether an inode of this type can carry a mark: `user.` attributes exist on regular files
+    /// and directories only (xattr(7)).
+    #[must_use]
+    pub fn can_mark(self, kind: Kind) -> bool {
+        self == Self::Trusted || matches!(kind, Kind::File | Kind::Dir)
+    }
+
+    /// Notes the inode number that a copied-up file keeps; where it cannot be marked
+    /// ([`Self::can_mark`]), who copied it remembers the number for as long as it can.
     ///
     /// # Errors
     /// setxattr(2)'s.
     pub fn set_ino(self, file: BorrowedFd<'_>, kind: Kind, ino: u64, image: ImageId) -> Result<()> {
         match fs::setxattr(file, &self.key(INO), number(ino, image).as_bytes(), 0) {
-            Err(Errno::PERM) if self == Self::User && !matches!(kind, Kind::File | Kind::Dir) => {
-                Ok(())
-            }
+            Err(Errno::PERM) if !self.can_mark(kind) => Ok(()),
             other => other,
         }
     }

@@ -12,6 +12,7 @@
 )]
 
 pub(crate) mod tarball;
+pub(crate) mod user;
 pub(crate) mod walk;
 
 use std::ffi::{OsStr, OsString};
