@@ -215,6 +215,9 @@ fn try_erofs() -> io::Result<()> {
     Ok(fsconfig_create(context.as_fd())?)
 }
 
+const WITHOUT_NAMESPACES: &str = "run needs root, and mounts without root cannot change files \
+    and directories that are closed to their owner";
+
 fn user_namespaces() -> Finding {
     let name = "user namespaces";
     let output = Command::new("/proc/self/exe")
@@ -224,20 +227,23 @@ fn user_namespaces() -> Finding {
         .stdout(Stdio::null())
         .output();
     match output {
-        Ok(output) if output.status.success() => {
-            finding(name, State::Ok, "probed: one was made", "run needs no root")
-        }
+        Ok(output) if output.status.success() => finding(
+            name,
+            State::Ok,
+            "probed: one was made",
+            "run needs no root, and mounts without it change all files of their user",
+        ),
         Ok(output) => finding(
             name,
             State::Missing,
             String::from_utf8_lossy(&output.stderr).trim().to_owned(),
-            "run needs root",
+            WITHOUT_NAMESPACES,
         ),
         Err(error) => finding(
             name,
             State::Missing,
             format!("cannot be tried: {error}"),
-            "run needs root",
+            WITHOUT_NAMESPACES,
         ),
     }
 }

@@ -142,6 +142,7 @@ fn run(global: &Global, command: Command) -> anyhow::Result<ExitCode> {
 /// What this executable starts itself as; not for people, and without the weight of clap.
 fn hidden() -> Option<ExitCode> {
     use tarnfs::actor::{init, probe, userns};
+    use tarnfs::mount::rights;
     let mut args = std::env::args_os().skip(1);
     let word = args.next()?;
     let rest = || {
@@ -151,6 +152,7 @@ fn hidden() -> Option<ExitCode> {
     match word.to_str()? {
         init::SUBCOMMAND => Some(init::main(&rest())),
         userns::SUBCOMMAND => Some(userns::helper_main(&rest())),
+        rights::SUBCOMMAND => Some(rights::helper_main()),
         probe::SUBCOMMAND => Some(probe::userns_main()),
         _ => None,
     }

@@ -11,9 +11,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use tarnfs::lower::Lower;
 use tarnfs::mount::{
-    FS_TYPE, MountError, MountOptions, Scratch, Server, Signals, check_point, detach_from_terminal,
-    find_mount, prepare_process, resolve_point, state_dirs, wait_for_leaving,
+    FS_TYPE, MountError, MountOptions, Rights, Scratch, Server, Signals, check_point,
+    detach_from_terminal, find_mount, prepare_process, resolve_point, rights, state_dirs,
+    wait_for_leaving,
 };
 use tarnfs::overlay::{self, Overlay};
 use tarnfs::sys::mount::{MountAttrs, set_attrs};
@@ -270,7 +272,10 @@ fn serve(plan: &Plan) -> anyhow::Result<ExitCode> {
     let point = check_point(&plan.dir, &own)?;
     // All paths of the plan are absolute.
     prepare_process().context("preparing the server process")?;
-    let (overlay, scratch) = open_overlay(plan)?;
+    let (_, lower) = image::open(&plan.global, &plan.image)?;
+    // Before there is a second thread.
+    let rights = rights::needed().then(Rights::acquire).transpose()?;
+    let (overlay, scratch) = open_overlay(plan, lower)?;
     let signals = Signals::install().context("catching signals")?;
     logging::panics_to_log();
     let server = Server::start(Arc::new(overlay), &point, &mount_options(plan))?;
@@ -284,6 +289,7 @@ fn serve(plan: &Plan) -> anyhow::Result<ExitCode> {
     }
     let ended = server.serve(signals)?;
     drop(scratch);
+    drop(rights);
     drop(ended);
     tracing::info!(point = %point.display(), "unmounted");
     Ok(ExitCode::SUCCESS)
@@ -341,8 +347,7 @@ fn open_upper(upper: &Path, work: &Path) -> Result<Upper, UpperError> {
 }
 
 /// The filesystem to serve, and what must live as long as its mount.
-fn open_overlay(plan: &Plan) -> anyhow::Result<(Overlay, Option<Scratch>)> {
-    let (_, lower) = image::open(&plan.global, &plan.image)?;
+fn open_overlay(plan: &Plan, lower: Lower) -> anyhow::Result<(Overlay, Option<Scratch>)> {
     let mut options = overlay::Options {
         // Nobody finds a private upper again after a crash.
         volatile: plan.options.volatile || !matches!(plan.writes, Writes::Kept { .. }),

@@ -110,6 +110,26 @@ impl Registration {
     }
 }
 
+/// Removes the state file that a killed server has left behind.
+pub(super) fn clear(dirs: &[PathBuf], connection: u32) -> io::Result<()> {
+    for dir in dirs {
+        let path = path(dir, connection);
+        match std::fs::symlink_metadata(dir) {
+            Ok(found) if found.uid() == rustix::process::geteuid().as_raw() => {}
+            _ => continue,
+        }
+        let _guard = lock_dir(dir)?;
+        match Watch::open_file(&path) {
+            Ok(None) => std::fs::remove_file(&path)?,
+            // The number is another living server's by now.
+            Ok(Some(_)) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
 fn lock_dir(dir: &Path) -> io::Result<File> {
     let dir = File::open(dir)?;
     rustix::fs::flock(&dir, FlockOperation::LockExclusive)?;
@@ -322,6 +342,20 @@ mod tests {
         std::fs::write(path(dir.path(), 6), vec![b'x'; 4096]).unwrap();
         let _registration = Registration::new(&dirs, 6, &record()).unwrap();
         assert_eq!(Watch::open(&dirs, 6).unwrap().record, record());
+    }
+
+    #[test]
+    fn what_a_killed_server_leaves_is_cleared() {
+        let dir = tempfile::tempdir().unwrap();
+        let dirs = [dir.path().join("none"), dir.path().to_owned()];
+        std::fs::write(path(dir.path(), 6), b"{}").unwrap();
+        let living = Registration::new(&dirs[1..], 7, &record()).unwrap();
+        for connection in [5, 6, 7] {
+            clear(&dirs, connection).unwrap();
+        }
+        assert!(!path(dir.path(), 6).exists());
+        assert!(Watch::open(&dirs, 7).is_some());
+        drop(living);
     }
 
     #[test]

@@ -159,12 +159,13 @@ pub(super) fn detach(path: &Path, lazy: bool) -> Result<bool, MountError> {
         Some(libc::EBUSY) => Err(busy(path)),
         // umount2(2): not a mount point (any more).
         Some(libc::EINVAL | libc::ENOENT) => Ok(false),
-        Some(libc::EPERM) => match sys::fuse::fusermount_unmount(path, lazy) {
-            Ok(()) => Ok(true),
+        Some(libc::EPERM) => match ask_to_unmount(path, lazy) {
+            Ok(was) => Ok(was),
             Err(said) if said.kind() == io::ErrorKind::NotFound => Err(MountError::NotPermitted {
                 point: path.to_owned(),
                 source: error,
             }),
+            Err(said) if said.raw_os_error() == Some(libc::EBUSY) => Err(busy(path)),
             Err(said) if said.to_string().contains("busy") => Err(busy(path)),
             Err(said) => Err(MountError::Helper {
                 point: path.to_owned(),
@@ -174,6 +175,14 @@ pub(super) fn detach(path: &Path, lazy: bool) -> Result<bool, MountError> {
         _ => Err(MountError::system(format!("unmount {}", path.display()))(
             error,
         )),
+    }
+}
+
+/// Through fusermount3, which has no effect where its owner does not exist.
+fn ask_to_unmount(path: &Path, lazy: bool) -> io::Result<bool> {
+    match sys::outside::get() {
+        Some(outside) => outside.unmount(path, lazy),
+        None => sys::fuse::fusermount_unmount(path, lazy).map(|()| true),
     }
 }
 

@@ -15,6 +15,7 @@ use rustix::fs::{
 };
 use rustix::io::{Errno, Result};
 
+use super::outside::{self, Outside};
 use crate::inode::{Attr, Kind, SetTime, Time};
 use crate::name::Name;
 
@@ -126,12 +127,21 @@ fn convert(x: &rustix::fs::Statx) -> Result<Stat> {
 pub fn stat(dir: BorrowedFd<'_>, name: &[u8]) -> Result<Stat> {
     pass!(Look);
     let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
-    convert(&rustix::fs::statx(
+    let stat = convert(&rustix::fs::statx(
         dir,
         name,
         flags,
         StatxFlags::BASIC_STATS,
-    )?)
+    )?)?;
+    match hidden(&stat) {
+        None => Ok(stat),
+        Some(_) => fstat(open(dir, name, OFlags::PATH, 0)?.as_fd()),
+    }
+}
+
+/// Who knows the owners of a file that this user namespace does not.
+fn hidden(stat: &Stat) -> Option<&'static Outside> {
+    outside::get().filter(|outside| outside.conceals(stat.attr.uid, stat.attr.gid))
 }
 
 /// statx(2) of an open (or `O_PATH`) descriptor.
@@ -140,12 +150,16 @@ pub fn stat(dir: BorrowedFd<'_>, name: &[u8]) -> Result<Stat> {
 /// statx(2)'s.
 pub fn fstat(fd: BorrowedFd<'_>) -> Result<Stat> {
     pass!(Look);
-    convert(&rustix::fs::statx(
+    let mut stat = convert(&rustix::fs::statx(
         fd,
         c"",
         AtFlags::EMPTY_PATH,
         StatxFlags::BASIC_STATS,
-    )?)
+    )?)?;
+    if let Some(outside) = hidden(&stat) {
+        (stat.attr.uid, stat.attr.gid) = outside.owners(fd)?;
+    }
+    Ok(stat)
 }
 
 /// chmod of the inode behind any descriptor.
@@ -163,13 +177,18 @@ pub fn chmod(fd: BorrowedFd<'_>, perm: u16) -> Result<()> {
 /// chown(2)'s.
 pub fn chown(fd: BorrowedFd<'_>, uid: Option<u32>, gid: Option<u32>) -> Result<()> {
     pass!(Change);
-    rustix::fs::chownat(
+    let done = rustix::fs::chownat(
         fd,
         c"",
         uid.map(Uid::from_raw),
         gid.map(Gid::from_raw),
         AtFlags::EMPTY_PATH,
-    )
+    );
+    match (done, outside::get()) {
+        // A number that does not exist here (user_namespaces(7)).
+        (Err(Errno::INVAL), Some(outside)) => outside.chown(fd, uid, gid),
+        (done, _) => done,
+    }
 }
 
 /// utimensat(2) of the inode behind any descriptor; `None` leaves a time as it is.
@@ -427,7 +446,12 @@ pub fn getxattr(fd: BorrowedFd<'_>, name: &[u8]) -> Result<Option<Vec<u8>>> {
         match rustix::fs::getxattr(path.as_str(), name, value.as_mut_slice()) {
             Ok(len) => {
                 value.truncate(len);
-                return Ok(Some(value));
+                return match outside::get() {
+                    Some(outside) if names_nobody(name, &value) => {
+                        outside.getxattr(fd, name).map(Some)
+                    }
+                    _ => Ok(Some(value)),
+                };
             }
             Err(Errno::NODATA | Errno::OPNOTSUPP) => return Ok(None),
             // XATTR_SIZE_MAX is 65,536.
@@ -470,7 +494,25 @@ pub fn setxattr(fd: BorrowedFd<'_>, name: &[u8], value: &[u8], flags: i32) -> Re
     pass!(Grow);
     let flags = u32::try_from(flags).map_err(|_| Errno::INVAL)?;
     let flags = XattrFlags::from_bits(flags).ok_or(Errno::INVAL)?;
-    rustix::fs::setxattr(fd_path(fd).as_str(), name, value, flags)
+    let done = rustix::fs::setxattr(fd_path(fd).as_str(), name, value, flags);
+    match (done, outside::get()) {
+        // An ACL that names somebody who does not exist here, or a file capability.
+        (Err(Errno::INVAL), Some(outside)) if !name.starts_with(b"user.") => {
+            outside.setxattr(fd, name, value, flags.bits().cast_signed())
+        }
+        (done, _) => done,
+    }
+}
+
+/// Whether an attribute is an ACL with an entry for a user or group that does not exist in this
+/// user namespace (`fs/posix_acl.c:posix_acl_to_xattr()`).
+fn names_nobody(name: &[u8], value: &[u8]) -> bool {
+    let entries = value.get(4..).unwrap_or_default();
+    name.starts_with(b"system.posix_acl_")
+        && entries.chunks_exact(8).any(|entry| {
+            // ACL_USER and ACL_GROUP; the others have no number.
+            matches!(entry, [2 | 8, 0, _, _, 0xff, 0xff, 0xff, 0xff])
+        })
 }
 
 /// Removes an extended attribute of the inode behind any descriptor.

@@ -14,6 +14,7 @@ use rustix::net::{
 };
 
 use super::mount::{MountAttrs, Param, create_detached, mount_classic};
+use super::outside;
 
 /// The helper that mounts for ordinary users.
 const FUSERMOUNT: &str = "fusermount3";
@@ -124,6 +125,18 @@ pub fn mount_at(device: &OwnedFd, params: &FuseParams, target: &Path) -> io::Res
 /// # Errors
 /// `NotFound` when there is no fusermount3, else what it said.
 pub fn fusermount(params: &FuseParams, target: &Path) -> io::Result<OwnedFd> {
+    let options = fusermount_options(params);
+    match outside::get() {
+        Some(outside) => outside.mount(&options, target),
+        None => run_fusermount(&options, target),
+    }
+}
+
+/// As [`fusermount`], by this very process.
+///
+/// # Errors
+/// As [`fusermount`].
+pub fn run_fusermount(options: &OsStr, target: &Path) -> io::Result<OwnedFd> {
     let (ours, theirs) = rustix::net::socketpair(
         AddressFamily::UNIX,
         SocketType::STREAM,
@@ -133,7 +146,7 @@ pub fn fusermount(params: &FuseParams, target: &Path) -> io::Result<OwnedFd> {
     // The helper's end is its standard input: no other child of this process can inherit it.
     let child = Command::new(FUSERMOUNT)
         .arg("-o")
-        .arg(fusermount_options(params))
+        .arg(options)
         .arg("--")
         .arg(target)
         .env("_FUSE_COMMFD", "0")

@@ -11,4 +11,5 @@ pub mod fuse;
 pub mod map;
 pub mod mount;
 pub mod namespace;
+pub mod outside;
 pub mod signal;

@@ -243,6 +243,23 @@ pub fn spawn_keeping(command: &mut Command, keep: &[BorrowedFd<'_>]) -> io::Resu
     command.spawn()
 }
 
+/// Starts `command` in a user namespace of its own, in which nobody exists yet.
+///
+/// # Errors
+/// unshare(2)'s, and those of [`Command::spawn`].
+pub fn spawn_in_user_namespace(command: &mut Command) -> io::Result<Child> {
+    // SAFETY: unshare(2) is async-signal-safe; the new process has one thread.
+    unsafe {
+        command.pre_exec(|| {
+            if libc::unshare(libc::CLONE_NEWUSER) != 0 {
+                return Err(io::Error::last_os_error());
+            }
+            Ok(())
+        });
+    }
+    command.spawn()
+}
+
 /// Marks every descriptor from 3 on close-on-exec: what the caller of this program had open (the
 /// lock of a script, the end of a pipe, a directory) is not for the processes that it starts.
 ///
