@@ -21,10 +21,12 @@ mod side;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use common::{Sandbox, can_mount, has, ok};
+use common::user::{User, with_user};
+use common::{Mount, Sandbox, can_mount, has, ok};
 use look::{Numbers, compare};
 use ops::{Op, op};
 use proptest::prelude::*;
@@ -49,41 +51,95 @@ printf odd >"$(printf 'not\377utf-8\001')"; printf '%s' long >"a/$(printf '%0255
 find . -exec touch -h -d '2020-02-02 02:02:02.020202020' {} +
 "#;
 
+/// The same of somebody who is not root, and to whom more of it is closed.
+const MAKE_OWN: &str = r#"
+mkdir -p a/sub b c/d empty
+printf 'content of x\n' >a/x; chmod 444 a/x
+head -c 30000 /dev/urandom >a/y
+printf 'linked' >link; ln link a/link; ln link a/sub/link
+printf 'set-id' >b/x; chmod 4755 b/x
+truncate -s 100K b/y; printf tail | dd of=b/y bs=1 seek=99996 conv=notrunc status=none
+setfattr -n user.one -v first b/y; chmod 444 b/y
+ln -s some/where sym; ln -s x a/sym; mkfifo fifo
+chmod 2775 b; chmod 1777 empty
+printf acl >a/c; setfacl -m u:1000:rw,g:70000:r,m::r a/c
+setfacl -d -m u:1000:rwx,g::rx,o::- empty
+printf shut >c/x; printf shut >c/d/y; chmod 444 c/d/y; chmod 555 c/d c
+printf odd >"$(printf 'not\377utf-8\001')"; printf '%s' long >"a/$(printf '%0255d' 0 | tr 0 n)"
+find . -exec touch -h -d '2020-02-02 02:02:02.020202020' {} +
+"#;
+
+/// Packs a directory with all that tar can keep of it.
+const PACK: [&str; 6] = [
+    "--xattrs",
+    "--xattrs-include=*",
+    "--acls",
+    "--numeric-owner",
+    "-cf",
+    "image.tar",
+];
+
 fn run_case(ops: &[Op]) {
-    rustix::process::umask(Mode::from(0o022));
     let sandbox = Sandbox::new();
     // For operations of other users.
     fs::set_permissions(sandbox.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let plain = sandbox.dir("plain");
-    ok("sh", ["-euc", &format!("cd '{}'; {MAKE}", plain.display())]);
-    let tar = sandbox.at("image.tar");
-    let args = [
-        "--xattrs",
-        "--xattrs-include=*",
-        "--acls",
-        "--numeric-owner",
-        "-cf",
-    ];
-    ok(
-        "tar",
-        args.iter().map(std::ffi::OsStr::new).chain([
-            tar.as_os_str(),
-            "-C".as_ref(),
-            plain.as_os_str(),
-            ".".as_ref(),
-        ]),
+    let make = format!(
+        "cd '{}'; (cd plain; {MAKE}) && tar {} -C plain .",
+        sandbox.path().display(),
+        PACK.join(" ")
     );
+    ok("sh", ["-euc", &make]);
+    let tar = sandbox.at("image.tar");
     let upper = sandbox.dir("upper").to_str().unwrap().to_owned();
     let work = sandbox.at("work").to_str().unwrap().to_owned();
     let options = ["--upper", &upper, "--work", &work];
+    let mut mount: Option<Mount<'_>> = None;
+    let sides = (Side::new(plain), Side::new(sandbox.at("mount")));
+    run_steps(ops, sides, || {
+        if let Some(mount) = mount.take() {
+            mount.unmount();
+        }
+        mount = Some(sandbox.mount("mount", &tar, &options));
+    });
+}
+
+/// The directory and the mount are an ordinary user's, and so is each operation. What is seen is
+/// seen by root.
+fn run_case_of(user: &User, ops: &[Op]) {
+    user.clear();
+    user.sh(&format!(
+        "mkdir plain mount upper; (cd plain; {MAKE_OWN}) && tar {} -C plain .",
+        PACK.join(" ")
+    ));
+    let mount = "\"$TARNFS\" mount -o allow_other --upper upper --work work image.tar mount";
+    let sides = (
+        Side::of_user(user.at("plain")),
+        Side::of_user(user.at("mount")),
+    );
+    let mut mounted = false;
+    run_steps(ops, sides, || {
+        if mounted {
+            user.sh("\"$TARNFS\" umount mount");
+        }
+        user.sh(mount);
+        mounted = true;
+    });
+    user.sh("\"$TARNFS\" umount mount");
+    user.wait_for_servers();
+}
+
+/// Runs `ops` on both sides. `mount` mounts the second one, anew if it is mounted.
+fn run_steps(ops: &[Op], (mut a, mut b): (Side, Side), mut mount: impl FnMut()) {
+    rustix::process::umask(Mode::from(0o022));
+    let ordinary = a.ordinary;
     let begun = std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
         .unwrap();
     let begun = i64::try_from(begun.as_secs()).unwrap() - 2;
-    let mut mount = Some(sandbox.mount("mount", &tar, &options));
-    let (mut a, mut b) = (Side::new(plain), Side::new(sandbox.at("mount")));
+    mount();
     let mut numbers = Numbers::new();
-    compare(&a, &b, begun, &mut numbers, "the mount");
+    compare(&a, &b, begun, &mut numbers, false, "the mount");
     for (i, op) in ops.iter().enumerate() {
         match op {
             Op::Umask(mask) => {
@@ -93,10 +149,7 @@ fn run_case(ops: &[Op]) {
             Op::Remount => {
                 a.drop_held();
                 b.drop_held();
-                if let Some(mount) = mount.take() {
-                    mount.unmount();
-                }
-                mount = Some(sandbox.mount("mount", &tar, &options));
+                mount();
             }
             _ => {
                 let (want, got) = (a.apply(op), b.apply(op));
@@ -104,16 +157,15 @@ fn run_case(ops: &[Op]) {
             }
         }
         if i % 4 == 3 || matches!(op, Op::Remount | Op::DropCaches) {
-            compare(&a, &b, begun, &mut numbers, &format!("step {i}: {op:?}"));
+            let anew = ordinary && matches!(op, Op::Remount);
+            let after = format!("step {i}: {op:?}");
+            compare(&a, &b, begun, &mut numbers, anew, &after);
         }
     }
     a.drop_held();
     b.drop_held();
-    if let Some(mount) = mount.take() {
-        mount.unmount();
-    }
-    let _mount = sandbox.mount("mount", &tar, &options);
-    compare(&a, &b, begun, &mut numbers, "the last mount");
+    mount();
+    compare(&a, &b, begun, &mut numbers, ordinary, "the last mount");
 }
 
 /// One test at a time: the umask is the whole process's.
@@ -123,7 +175,7 @@ static UMASK: Mutex<()> = Mutex::new(());
 ///
 /// TARNFS_DIFFERENTIAL_CASES is the number of sequences, TARNFS_DIFFERENTIAL_STEPS how many
 /// operations each has on average: 410 of 250 are some 100,000.
-fn run_cases(what: &str, case: fn(&[Op])) {
+fn run_cases(what: &str, case: impl Fn(&[Op])) {
     let _turn = UMASK.lock().unwrap_or_else(PoisonError::into_inner);
     let env = |key: &str, default: u32| {
         std::env::var(key)
@@ -142,7 +194,7 @@ fn run_cases(what: &str, case: fn(&[Op])) {
     let done = AtomicU64::new(0);
     TestRunner::new(config)
         .run(&ops, |ops| {
-            let result = std::panic::catch_unwind(|| case(&ops));
+            let result = std::panic::catch_unwind(AssertUnwindSafe(|| case(&ops)));
             result.map_err(|panic| {
                 let text = panic.downcast_ref::<String>().cloned();
                 TestCaseError::fail(text.unwrap_or_else(|| "panicked".to_owned()))
@@ -160,4 +212,15 @@ fn a_mount_behaves_as_a_plain_directory() {
     if can_mount() && has("setfacl") && has("setfattr") {
         run_cases("mount and plain directory", run_case);
     }
+}
+
+#[test]
+fn a_mount_without_root_behaves_as_a_plain_directory() {
+    if !has("setfacl") || !has("setfattr") {
+        return;
+    }
+    with_user(
+        "a_mount_without_root_behaves_as_a_plain_directory",
+        |user| run_cases("mount without root", |ops| run_case_of(user, ops)),
+    );
 }

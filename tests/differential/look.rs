@@ -86,7 +86,18 @@ pub(crate) fn look(root: &Path, begun: i64) -> BTreeMap<PathBuf, (Seen, Identity
 /// Numbers of the mount by the identity of the same inode in the plain directory.
 pub(crate) type Numbers = HashMap<Identity, u64>;
 
-pub(crate) fn compare(plain: &Side, mount: &Side, begun: i64, numbers: &mut Numbers, after: &str) {
+/// Compares all that two sides show.
+///
+/// `anew`: the mount is a new one, without root: of what cannot have a `user.` attribute it does
+/// not know the number any more.
+pub(crate) fn compare(
+    plain: &Side,
+    mount: &Side,
+    begun: i64,
+    numbers: &mut Numbers,
+    anew: bool,
+    after: &str,
+) {
     let expected = look(&plain.root, begun);
     let found = look(&mount.root, begun);
     let names = |seen: &BTreeMap<PathBuf, (Seen, Identity)>| {
@@ -100,7 +111,9 @@ pub(crate) fn compare(plain: &Side, mount: &Side, begun: i64, numbers: &mut Numb
     for (path, (want, identity)) in &expected {
         let (got, (ino, ..)) = &found[path];
         assert_eq!(want, got, "{} after {after}", path.display());
-        let known = numbers.get(identity).or_else(|| now.get(identity));
+        let markable = matches!(want.mode & 0o170_000, 0o100_000 | 0o040_000);
+        let known = numbers.get(identity).filter(|_| markable || !anew);
+        let known = known.or_else(|| now.get(identity));
         assert_eq!(
             *known.unwrap_or(ino),
             *ino,

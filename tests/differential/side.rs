@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use rustix::fs::{AtFlags, FallocateFlags, Mode, OFlags, RenameFlags, XattrFlags};
 use rustix::io::Errno;
 
+use super::common::user::{UID, as_ids, as_user};
 use super::ops::{DIRS, Op, TARGETS, path};
 
 /// Bytes that tell where they were meant to be.
@@ -23,6 +24,8 @@ pub(crate) struct Side {
     held: Option<File>,
     held_read: Option<File>,
     held_dir: Option<File>,
+    /// Every operation is an ordinary user's.
+    pub(crate) ordinary: bool,
 }
 
 /// An ACL as the kernel takes it (include/uapi/linux/posix_acl_xattr.h): owner rwx, user 1000
@@ -73,6 +76,15 @@ impl Side {
             held: None,
             held_read: None,
             held_dir: None,
+            ordinary: false,
+        }
+    }
+
+    /// The same, to an ordinary user ([`crate::common::user`]).
+    pub(crate) fn of_user(root: PathBuf) -> Self {
+        Self {
+            ordinary: true,
+            ..Self::new(root)
         }
     }
 
@@ -104,18 +116,9 @@ impl Side {
         }
     }
 
-    /// Runs an operation in a thread that has given up privilege.
+    /// Runs an operation as somebody else.
     fn apply_as(&mut self, uid: u32, gid: u32, op: &Op) -> Outcome {
-        std::thread::scope(|scope| {
-            let run = || {
-                use rustix::thread as ids;
-                ids::set_thread_groups(&[])?;
-                ids::set_thread_gid(rustix::fs::Gid::from_raw(gid))?;
-                ids::set_thread_uid(rustix::fs::Uid::from_raw(uid))?;
-                self.apply(op)
-            };
-            scope.spawn(run).join().unwrap()
-        })
+        as_ids(uid, gid, &[], || self.apply_here(op))?
     }
 
     fn at(&self, i: usize) -> PathBuf {
@@ -135,7 +138,24 @@ impl Side {
         rustix::fs::open(&at, flags, Mode::empty()).map(File::from)
     }
 
+    /// Runs an operation; as the user if the side is his.
     pub(crate) fn apply(&mut self, op: &Op) -> Outcome {
+        if !self.ordinary {
+            return self.apply_here(op);
+        }
+        // He is one user only, and may give his files to no other, but to his other group.
+        let his = match op {
+            Op::As(_, _, op) => op.as_ref().clone(),
+            op => op.clone(),
+        };
+        let his = match his {
+            Op::Chown(p, 0, gid) => Op::Chown(p, UID, gid),
+            op => op,
+        };
+        as_user(|| self.apply_here(&his))
+    }
+
+    fn apply_here(&mut self, op: &Op) -> Outcome {
         let cwd = rustix::fs::CWD;
         match *op {
             Op::Create(p, perm) => {
