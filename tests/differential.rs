@@ -22,17 +22,18 @@ mod side;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::panic::AssertUnwindSafe;
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use common::user::{User, with_user};
+use common::user::{User, detach_below, with_own_namespace, with_user};
 use common::{Mount, Sandbox, can_mount, has, ok};
 use look::{Numbers, compare};
 use ops::{Op, op};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use rustix::fs::Mode;
-use side::Side;
+use side::{Side, Who};
 
 /// The tree that both sides begin with.
 const MAKE: &str = r#"
@@ -129,10 +130,48 @@ fn run_case_of(user: &User, ops: &[Op]) {
     user.wait_for_servers();
 }
 
+/// Takes off at the end what is mounted below a directory.
+struct Detach<'a>(&'a Path);
+
+impl Drop for Detach<'_> {
+    fn drop(&mut self) {
+        detach_below(self.0);
+    }
+}
+
+/// The same as root of a user namespace in which nobody else exists. An ACL can name nobody there.
+fn run_case_in_namespace(ops: &[Op]) {
+    let dir = tempfile::tempdir_in(".").unwrap();
+    let at = std::path::absolute(dir.path()).unwrap();
+    let _left = Detach(&at);
+    let sh = |script: &str| {
+        let script = format!("cd '{}'; {script}", at.display());
+        ok("sh", ["-euc", &script])
+    };
+    let make: String = MAKE_OWN.replace("setfacl", ": setfacl");
+    sh(&format!(
+        "mkdir plain mount upper; (cd plain; {make}) && tar {} -C plain .",
+        PACK.join(" ")
+    ));
+    let mut mounted = false;
+    let sides = (
+        Side::in_namespace(at.join("plain")),
+        Side::in_namespace(at.join("mount")),
+    );
+    run_steps(ops, sides, || {
+        if mounted {
+            sh("\"$TARNFS\" umount mount");
+        }
+        sh("\"$TARNFS\" mount --upper upper --work work image.tar mount");
+        mounted = true;
+    });
+    sh("\"$TARNFS\" umount mount");
+}
+
 /// Runs `ops` on both sides. `mount` mounts the second one, anew if it is mounted.
 fn run_steps(ops: &[Op], (mut a, mut b): (Side, Side), mut mount: impl FnMut()) {
     rustix::process::umask(Mode::from(0o022));
-    let ordinary = a.ordinary;
+    let ordinary = a.who != Who::Root;
     let begun = std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
         .unwrap();
@@ -145,6 +184,8 @@ fn run_steps(ops: &[Op], (mut a, mut b): (Side, Side), mut mount: impl FnMut()) 
             Op::Umask(mask) => {
                 rustix::process::umask(Mode::from_raw_mode(*mask));
             }
+            // The machine's caches are not for root of a namespace.
+            Op::DropCaches if a.who == Who::RootOfNamespace => {}
             Op::DropCaches => fs::write("/proc/sys/vm/drop_caches", "2").unwrap(),
             Op::Remount => {
                 a.drop_held();
@@ -222,5 +263,16 @@ fn a_mount_without_root_behaves_as_a_plain_directory() {
     with_user(
         "a_mount_without_root_behaves_as_a_plain_directory",
         |user| run_cases("mount without root", |ops| run_case_of(user, ops)),
+    );
+}
+
+#[test]
+fn a_mount_in_a_user_namespace_behaves_as_a_plain_directory() {
+    if !has("setfacl") || !has("setfattr") {
+        return;
+    }
+    with_own_namespace(
+        "a_mount_in_a_user_namespace_behaves_as_a_plain_directory",
+        || run_cases("mount in a user namespace", run_case_in_namespace),
     );
 }

@@ -22,6 +22,8 @@ pub(crate) const OTHER_GID: u32 = 70_000;
 
 /// Tells a test that it runs in the namespace.
 const INSIDE: &str = "TARNFS_TEST_USER";
+/// Tells a test that it is the user, in a user namespace of his own.
+const OWN: &str = "TARNFS_TEST_OWN";
 
 /// Runs `body` as the test called `test`, where an ordinary user can mount.
 pub(crate) fn with_user(test: &str, body: impl FnOnce(&User)) {
@@ -39,6 +41,26 @@ pub(crate) fn with_user(test: &str, body: impl FnOnce(&User)) {
         .env(INSIDE, "1")
         .status();
     assert!(status.unwrap().success(), "{test} failed");
+}
+
+/// Runs `body` as the test called `test` in a user namespace of the user's own, as its root, in
+/// his directory. `TARNFS` says where the program is.
+pub(crate) fn with_own_namespace(test: &str, body: impl FnOnce()) {
+    if std::env::var_os(OWN).is_some() {
+        return body();
+    }
+    with_user(test, |user| {
+        let status = user
+            .command("unshare")
+            .args(["--user", "--map-root-user", "--mount"])
+            .arg(user.dir.path().join("dev/test"))
+            .args(["--exact", test, "--nocapture"])
+            .env(OWN, "1")
+            .env("TARNFS_STORE", user.at("store"))
+            .status();
+        assert!(status.unwrap().success(), "{test} failed in its namespace");
+        user.wait_for_servers();
+    });
 }
 
 /// The user, with a directory that is his.
@@ -87,9 +109,13 @@ impl User {
                 bind(&own.join(name), Path::new(at));
             }
         }
-        let program = own.join("tarnfs");
-        fs::write(&program, "").unwrap();
-        bind(Path::new(TARNFS), &program);
+        for (name, program) in [
+            ("tarnfs", Path::new(TARNFS)),
+            ("test", &std::env::current_exe().unwrap()),
+        ] {
+            fs::write(own.join(name), "").unwrap();
+            bind(program, &own.join(name));
+        }
         let user = Self { dir };
         user.dir("home");
         user
@@ -118,18 +144,23 @@ impl User {
 
     /// `program args…` as he runs it, in his directory.
     pub(crate) fn run(&self, program: impl AsRef<Path>, args: &[&str]) -> Output {
+        let mut command = self.command(program);
+        command.args(args);
+        run(command)
+    }
+
+    fn command(&self, program: impl AsRef<Path>) -> Command {
         let mut command = Command::new("setpriv");
         command
             .arg(format!("--reuid={UID}"))
             .arg(format!("--regid={UID}"))
             .arg(format!("--groups={OTHER_GID}"))
             .arg(program.as_ref())
-            .args(args)
             .current_dir(self.at(""))
             .env("XDG_DATA_HOME", self.at("data"))
             .env("XDG_RUNTIME_DIR", self.at("run"))
             .env("TARNFS", self.tarnfs());
-        run(command)
+        command
     }
 
     /// The same, which must succeed; gives standard output.
@@ -183,19 +214,9 @@ impl User {
         }
     }
 
-    fn detach_all(&self) {
-        for line in mounts_below(&self.at("")) {
-            if let Some(at) = line.split(' ').nth(4)
-                && let Err(error) = rustix::mount::unmount(at, rustix::mount::UnmountFlags::DETACH)
-            {
-                eprintln!("umount {at}: {error}");
-            }
-        }
-    }
-
     /// Begins anew: nothing is mounted, and his directory is empty.
     pub(crate) fn clear(&self) {
-        self.detach_all();
+        detach_below(&self.at(""));
         fs::remove_dir_all(self.at("")).unwrap();
         self.dir("home");
     }
@@ -203,14 +224,25 @@ impl User {
 
 impl Drop for User {
     fn drop(&mut self) {
-        self.detach_all();
+        detach_below(&self.at(""));
         // So that the directory can be removed; what lies on /dev/fuse and /etc goes with the
         // namespace.
-        for name in ["dev/tarnfs", "dev"] {
+        for name in ["dev/tarnfs", "dev/test", "dev"] {
             let at = self.dir.path().join(name);
             if let Err(error) = rustix::mount::unmount(&at, rustix::mount::UnmountFlags::DETACH) {
                 eprintln!("umount {}: {error}", at.display());
             }
+        }
+    }
+}
+
+/// Takes off what a failed test has left mounted below `dir`; its servers end with it.
+pub(crate) fn detach_below(dir: &Path) {
+    for line in mounts_below(dir) {
+        if let Some(at) = line.split(' ').nth(4)
+            && let Err(error) = rustix::mount::unmount(at, rustix::mount::UnmountFlags::DETACH)
+        {
+            eprintln!("umount {at}: {error}");
         }
     }
 }

@@ -24,8 +24,17 @@ pub(crate) struct Side {
     held: Option<File>,
     held_read: Option<File>,
     held_dir: Option<File>,
-    /// Every operation is an ordinary user's.
-    pub(crate) ordinary: bool,
+    pub(crate) who: Who,
+}
+
+/// Whose a side and every operation is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Who {
+    Root,
+    /// An ordinary user ([`crate::common::user`]).
+    User,
+    /// Root of a user namespace in which nobody else exists.
+    RootOfNamespace,
 }
 
 /// An ACL as the kernel takes it (include/uapi/linux/posix_acl_xattr.h): owner rwx, user 1000
@@ -76,14 +85,22 @@ impl Side {
             held: None,
             held_read: None,
             held_dir: None,
-            ordinary: false,
+            who: Who::Root,
         }
     }
 
-    /// The same, to an ordinary user ([`crate::common::user`]).
+    /// The same, to an ordinary user.
     pub(crate) fn of_user(root: PathBuf) -> Self {
         Self {
-            ordinary: true,
+            who: Who::User,
+            ..Self::new(root)
+        }
+    }
+
+    /// The same, to root of a namespace.
+    pub(crate) fn in_namespace(root: PathBuf) -> Self {
+        Self {
+            who: Who::RootOfNamespace,
             ..Self::new(root)
         }
     }
@@ -140,7 +157,7 @@ impl Side {
 
     /// Runs an operation; as the user if the side is his.
     pub(crate) fn apply(&mut self, op: &Op) -> Outcome {
-        if !self.ordinary {
+        if self.who != Who::User {
             return self.apply_here(op);
         }
         // He is one user only, and may give his files to no other, but to his other group.
