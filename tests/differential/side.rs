@@ -2,13 +2,13 @@
 
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::PathBuf;
 
 use rustix::fs::{AtFlags, FallocateFlags, Mode, OFlags, RenameFlags, XattrFlags};
 use rustix::io::Errno;
 
-use super::common::user::{UID, as_ids, as_user};
+use super::common::user::{OTHER_GID, UID, as_ids, as_user};
 use super::ops::{DIRS, Op, TARGETS, path};
 
 /// Bytes that tell where they were meant to be.
@@ -166,10 +166,27 @@ impl Side {
             op => op.clone(),
         };
         let his = match his {
+            Op::Chown(p, 0, OTHER_GID) if self.is_closed(p) => Op::Chown(p, UID, UID),
             Op::Chown(p, 0, gid) => Op::Chown(p, UID, gid),
+            Op::Chmod(p, perm) if self.is_of_others(p) => Op::Chmod(p, perm | 0o700),
+            Op::Create(p, perm) if self.is_of_others(p) => Op::Create(p, perm | 0o700),
+            Op::Mkdir(p, perm) if self.is_of_others(p) => Op::Mkdir(p, perm | 0o700),
             op => op,
         };
         as_user(|| self.apply_here(&his))
+    }
+
+    /// Whether a file is closed to its owner, and so cannot be given to another group: see
+    /// docs/SEMANTICS.md, "Without root".
+    fn is_closed(&self, p: usize) -> bool {
+        fs::metadata(self.at(p)).is_ok_and(|file| file.mode() & 0o200 == 0)
+    }
+
+    /// Whether a file, or one made here, is of the user's other group, and so must stay open.
+    fn is_of_others(&self, p: usize) -> bool {
+        let at = self.at(p);
+        let file = fs::metadata(&at).or_else(|_| fs::metadata(at.parent().unwrap_or(&at)));
+        file.is_ok_and(|file| file.gid() == OTHER_GID)
     }
 
     fn apply_here(&mut self, op: &Op) -> Outcome {
