@@ -57,7 +57,7 @@ impl Overlay {
             size: set.size,
             ..SetAttr::default()
         };
-        if *set != only_size {
+        if *set != only_size || set.size.is_none() {
             self.with_fd(&node, |fd| self.set_inode(fd, &node, set))?;
         }
         self.node_attr(&node)
@@ -106,7 +106,9 @@ impl Overlay {
     }
 
     fn set_inode(&self, fd: BorrowedFd<'_>, node: &Arc<Node>, set: &SetAttr) -> Result<()> {
-        if set.uid.is_some() || set.gid.is_some() {
+        // chown(2) of neither sets st_ctime too (fs/open.c:chown_common()).
+        let neither = *set == SetAttr::default();
+        if set.uid.is_some() || set.gid.is_some() || neither {
             let before = fs::fstat(fd).doing("reading attributes")?.attr;
             let (uid, gid) = (set.uid, set.gid);
             fs::chown(fd, uid, gid).doing("changing the owner")?;

@@ -135,8 +135,8 @@ impl Overlay {
             && self.lower.xattr(nid, name)?.is_none()
         {
             self.writable()?;
-            // To take away an ACL that is not there is no error
-            // (fs/overlayfs/inode.c:ovl_set_or_remove_acl(), fs/ext4/acl.c:ext4_set_acl()).
+            // To take away an ACL that is not there is no error (fs/ext4/acl.c:ext4_set_acl()); only
+            // overlayfs gives ENODATA (fs/overlayfs/inode.c:ovl_set_or_remove_acl()).
             return match name {
                 ACL_ACCESS | ACL_DEFAULT => Ok(()),
                 _ => refuse(missing(name)),

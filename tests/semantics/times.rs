@@ -114,6 +114,7 @@ for name in 'file', 'dir', 'fifo', 'null':
     check(alone, call(os.chmod, name, 0o640))
     check(alone, call(os.chown, name, 3, 4))
     check(alone, call(os.chown, name, 3, 4))
+    check(alone, call(os.chown, name, -1, -1))
     check(alone, call(os.setxattr, name, 'trusted.n', b'v'))
     check(alone, call(os.setxattr, name, 'trusted.n', b'w'))
     check(alone, call(os.removexattr, name, 'trusted.n'))
