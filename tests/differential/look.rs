@@ -2,16 +2,16 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, StatxFlags};
 
-use super::side::Side;
+use super::beside::Beside;
+use super::side::{Side, Who};
 
 /// What one path shows, without what may differ: numbers, and the size of a directory.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Seen {
+struct Seen {
     mode: u32,
     owner: (u32, u32),
     nlink: u32,
@@ -25,9 +25,17 @@ pub(crate) struct Seen {
 }
 
 /// An inode's number, and when it was born (numbers are used again).
-pub(crate) type Identity = (u64, i64, u32);
+type Identity = (u64, i64, u32);
 
-pub(crate) fn look(root: &Path, begun: i64) -> BTreeMap<PathBuf, (Seen, Identity)> {
+/// What is compared with what the same side showed before.
+#[derive(Debug, Clone, Copy)]
+struct Shown {
+    identity: Identity,
+    mtime: (i64, u32),
+    ctime: (i64, u32),
+}
+
+fn look(root: &Path, begun: i64) -> BTreeMap<PathBuf, (Seen, Shown)> {
     let mut seen = BTreeMap::new();
     let mut stack = vec![PathBuf::new()];
     while let Some(rel) = stack.pop() {
@@ -78,54 +86,97 @@ pub(crate) fn look(root: &Path, begun: i64) -> BTreeMap<PathBuf, (Seen, Identity
             xattrs,
         };
         let identity = (x.stx_ino, x.stx_btime.tv_sec, x.stx_btime.tv_nsec);
-        seen.insert(rel, (found, identity));
+        let shown = Shown {
+            identity,
+            mtime,
+            ctime: (x.stx_ctime.tv_sec, x.stx_ctime.tv_nsec),
+        };
+        seen.insert(rel, (found, shown));
     }
     seen
 }
 
-/// Numbers of the mount by the identity of the same inode in the plain directory.
-pub(crate) type Numbers = HashMap<Identity, u64>;
+/// Numbers of the mount by the identity of the same inode on the other side.
+type Numbers = HashMap<Identity, u64>;
 
-/// Compares all that two sides show.
-///
-/// `anew`: the mount is a new one, without root: of what cannot have a `user.` attribute it does
-/// not know the number any more.
-pub(crate) fn compare(
-    plain: &Side,
-    mount: &Side,
+/// What is kept from one comparison to the next.
+pub(crate) struct Comparison {
+    beside: Beside,
     begun: i64,
-    numbers: &mut Numbers,
-    anew: bool,
-    after: &str,
-) {
-    let expected = look(&plain.root, begun);
-    let found = look(&mount.root, begun);
-    let names = |seen: &BTreeMap<PathBuf, (Seen, Identity)>| {
-        seen.keys()
-            .map(|p| String::from_utf8_lossy(p.as_os_str().as_bytes()).into_owned())
-            .collect::<Vec<_>>()
-    };
-    assert_eq!(names(&expected), names(&found), "names after {after}");
-    let mut now = Numbers::new();
-    let mut taken = HashMap::new();
-    for (path, (want, identity)) in &expected {
-        let (got, (ino, ..)) = &found[path];
-        assert_eq!(want, got, "{} after {after}", path.display());
-        let markable = matches!(want.mode & 0o170_000, 0o100_000 | 0o040_000);
-        let known = numbers.get(identity).filter(|_| markable || !anew);
-        let known = known.or_else(|| now.get(identity));
-        assert_eq!(
-            *known.unwrap_or(ino),
-            *ino,
-            "st_ino of {} after {after}",
-            path.display()
-        );
-        assert_eq!(
-            taken.insert(*ino, *identity).unwrap_or(*identity),
-            *identity,
-            "two files, one number"
-        );
-        now.insert(*identity, *ino);
+    numbers: Numbers,
+    before: BTreeMap<PathBuf, (Shown, Shown)>,
+}
+
+impl Comparison {
+    pub(crate) fn new(beside: Beside, begun: i64) -> Self {
+        Self {
+            beside,
+            begun,
+            numbers: Numbers::new(),
+            before: BTreeMap::new(),
+        }
     }
-    *numbers = now;
+
+    /// `anew`: the mount is a new one, without root: of what cannot have a `user.` attribute it
+    /// does not know the number any more.
+    pub(crate) fn compare(&mut self, other: &Side, mount: &Side, anew: bool, after: &str) {
+        let mut expected = look(&other.root, self.begun);
+        let mut found = look(&mount.root, self.begun);
+        if self.beside == Beside::Overlayfs {
+            let all = expected.values_mut().chain(found.values_mut());
+            for (seen, _) in all.filter(|(seen, _)| seen.mode & 0o170_000 == 0o040_000) {
+                seen.nlink = 0;
+            }
+        }
+        let only: Vec<_> = expected
+            .keys()
+            .filter(|path| !found.contains_key(*path))
+            .map(|path| ("not on the mount", path))
+            .chain(
+                found
+                    .keys()
+                    .filter(|path| !expected.contains_key(*path))
+                    .map(|path| ("on the mount only", path)),
+            )
+            .collect();
+        assert!(only.is_empty(), "names after {after}: {only:?}");
+        let mut now = Numbers::new();
+        let mut taken = HashMap::new();
+        let mut shown = BTreeMap::new();
+        for (path, (want, theirs)) in &expected {
+            let (got, ours) = &found[path];
+            let at = path.display();
+            assert_eq!(want, got, "{at} after {after}");
+            let (identity, ino) = (theirs.identity, ours.identity.0);
+            let markable = matches!(want.mode & 0o170_000, 0o100_000 | 0o040_000);
+            let known = self.numbers.get(&identity).filter(|_| markable || !anew);
+            let known = known.or_else(|| now.get(&identity));
+            assert_eq!(*known.unwrap_or(&ino), ino, "st_ino of {at} after {after}");
+            assert_eq!(
+                taken.insert(ino, identity).unwrap_or(identity),
+                identity,
+                "two files, one number: {at} after {after}"
+            );
+            now.insert(identity, ino);
+            if let Some((was, mount_was)) = self.before.get(path)
+                && was.identity == identity
+                && other.who == Who::Root
+            {
+                assert_eq!(
+                    theirs.mtime != was.mtime,
+                    ours.mtime != mount_was.mtime,
+                    "whether st_mtime of {at} went on with {after}"
+                );
+                // overlayfs changes that of a directory when it copies what is in it.
+                let passed_over = self.beside == Beside::Overlayfs;
+                assert!(
+                    passed_over || theirs.ctime == was.ctime || ours.ctime != mount_was.ctime,
+                    "st_ctime of {at} did not go on with {after}"
+                );
+            }
+            shown.insert(path.clone(), (*theirs, *ours));
+        }
+        self.numbers = now;
+        self.before = shown;
+    }
 }

@@ -6,8 +6,10 @@ use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
 
+use super::more::{More, more};
+
 /// Paths that operations choose from: names of the image, and new ones, in its directories.
-pub(crate) const DIRS: [&str; 6] = ["", "a", "a/sub", "b", "c", "c/d"];
+pub(crate) const DIRS: [&str; 8] = ["", "a", "a/sub", "b", "c", "c/d", "empty", "big"];
 pub(crate) const NAMES: [&[u8]; 12] = [
     b"x",
     b"y",
@@ -69,6 +71,7 @@ pub(crate) enum Op {
     CopyRange(usize, usize),
     Hold(usize),
     WriteHeld(u64),
+    More(More),
     DropHeld,
     DropCaches,
     Remount,
@@ -78,8 +81,20 @@ pub(crate) fn path(i: usize) -> PathBuf {
     Path::new(DIRS[i / NAMES.len()]).join(OsStr::from_bytes(NAMES[i % NAMES.len()]))
 }
 
+fn user() -> impl Strategy<Value = (u32, u32)> {
+    prop::sample::select(vec![(1000_u32, 1000_u32), (1000, 70_000), (2000, 1000)])
+}
+
 pub(crate) fn op() -> impl Strategy<Value = Op> {
-    let user = || prop::sample::select(vec![(1000_u32, 1000_u32), (1000, 70_000), (2000, 1000)]);
+    prop_oneof![
+        7 => common_op(),
+        3 => more().prop_map(Op::More),
+        1 => (user(), more().prop_map(Op::More)).prop_map(|((u, g), op)| Op::As(u, g, Box::new(op))),
+    ]
+}
+
+/// Operations that root and others can be compared by.
+pub(crate) fn common_op() -> impl Strategy<Value = Op> {
     prop_oneof![
         6 => plain_op(),
         1 => held_op(),
@@ -116,7 +131,7 @@ pub(crate) fn plain_op() -> impl Strategy<Value = Op> {
         3 => (p(), perm()).prop_map(|(p, m)| Op::Mkdir(p, m)),
         2 => p().prop_map(Op::Rmdir),
         4 => p().prop_map(Op::Unlink),
-        6 => (p(), p(), prop::sample::select(vec![0, 0, 1, 2])).prop_map(|(a, b, f)| Op::Rename(a, b, f)),
+        6 => (p(), p(), prop::sample::select(vec![0, 0, 0, 0, 1, 1, 2, 2, 3, 4, 8])).prop_map(|(a, b, f)| Op::Rename(a, b, f)),
         3 => (p(), p()).prop_map(|(a, b)| Op::Link(a, b)),
         2 => (p(), 0..TARGETS.len()).prop_map(|(p, t)| Op::Symlink(p, t)),
         2 => (p(), 1..5_000_usize).prop_map(|(p, n)| Op::Follow(p, n)),

@@ -21,8 +21,8 @@ pub(crate) fn pattern(seed: u64, len: usize) -> Vec<u8> {
 /// One side: a root directory, and what of it is held open.
 pub(crate) struct Side {
     pub(crate) root: PathBuf,
-    held: Option<File>,
-    held_read: Option<File>,
+    pub(super) held: Option<File>,
+    pub(super) held_read: Option<File>,
     held_dir: Option<File>,
     pub(crate) who: Who,
 }
@@ -138,11 +138,11 @@ impl Side {
         as_ids(uid, gid, &[], || self.apply_here(op))?
     }
 
-    fn at(&self, i: usize) -> PathBuf {
+    pub(super) fn at(&self, i: usize) -> PathBuf {
         self.root.join(path(i))
     }
 
-    fn open(&self, i: usize, flags: OFlags) -> Result<File, Errno> {
+    pub(super) fn open(&self, i: usize, flags: OFlags) -> Result<File, Errno> {
         // Never blocks on a FIFO, never follows the last link, never opens a device.
         let at = self.at(i);
         if !fs::symlink_metadata(&at)
@@ -311,6 +311,7 @@ impl Side {
                 rustix::fs::mkdir(&dir, Mode::from(0o755)).map(|()| 0)
             }
             Op::InHeldDir(what) => self.in_held_dir(what),
+            Op::More(ref more) => self.apply_more(more),
             Op::As(uid, gid, ref op) => self.apply_as(uid, gid, op),
             Op::Fifo(p) => {
                 let kind = rustix::fs::FileType::Fifo;

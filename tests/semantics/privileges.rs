@@ -84,6 +84,21 @@ for way in 'write', 'cut':
     )
     .at(Where::Mount),
     Case::new(
+        "stores_drop_capabilities",
+        "A store through a shared map takes file capabilities off when it is written back.",
+        |at| {
+            python(at, r"
+import mmap
+fd = os.open('p/c-store', os.O_RDWR)
+map = mmap.mmap(fd, 10)
+map[0:1] = b'x'
+map.flush()
+assert 'security.capability' not in os.listxattr('p/c-store')
+");
+        },
+    )
+    .at(Where::Mount),
+    Case::new(
         "sticky_by_each_way",
         "Who owns a sticky directory may remove and rename everything in it; others what they own, and not over what they do not, also not by exchange.",
         |at| {

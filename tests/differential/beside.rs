@@ -1,0 +1,136 @@
+//! What a mount is compared with: a plain directory, or the kernel's overlayfs over one.
+
+use std::ffi::{CString, OsStr};
+use std::path::PathBuf;
+
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+
+use super::common::{Sandbox, mounts_below, ok, skip};
+use super::more::More;
+use super::ops::Op;
+use super::side::Outcome;
+
+/// The directory of the unpacked tree in a sandbox.
+pub(crate) const TREE: &str = "plain";
+
+/// Where a comparison with overlayfs looks away: what it is, and the text of docs/SEMANTICS.md
+/// that says so.
+pub(crate) const KNOWN: &[(&str, &str)] = &[
+    (
+        "st_nlink of directories",
+        "overlayfs says 1 for a merged directory.",
+    ),
+    (
+        "st_ctime of directories",
+        "changes st_ctime of a directory too when something in it is copied.",
+    ),
+    ("holes", "overlayfs fills those that do not begin a MiB."),
+    (
+        "descriptors from before a copy-up",
+        "overlayfs goes on showing the image's bytes to such a descriptor, against POSIX.",
+    ),
+    (
+        "renames of directories of the image, so mounted with redirect_dir=on",
+        "overlayfs gives EXDEV unless mounted with `redirect_dir=on`",
+    ),
+    (
+        "hard links of the image, so mounted with index=on",
+        "overlayfs without `index=on` tears them",
+    ),
+];
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Beside {
+    Directory,
+    Overlayfs,
+}
+
+impl Beside {
+    /// Whether the kernel has overlayfs.
+    pub(crate) fn overlayfs_is_there() -> bool {
+        let known = std::fs::read_to_string("/proc/filesystems").unwrap();
+        if known.lines().any(|line| line.ends_with("\toverlay")) {
+            return true;
+        }
+        skip("needs overlayfs");
+        false
+    }
+
+    /// Its root in a sandbox.
+    pub(crate) fn root(self, sandbox: &Sandbox) -> PathBuf {
+        match self {
+            Self::Directory => sandbox.at(TREE),
+            Self::Overlayfs => sandbox.at("overlay"),
+        }
+    }
+
+    /// Mounts it, anew if it was mounted.
+    pub(crate) fn remount(self, sandbox: &Sandbox) {
+        if self == Self::Directory {
+            return;
+        }
+        let tree = sandbox.at(TREE);
+        self.unmount(sandbox);
+        let at = sandbox.dir("overlay");
+        let upper = sandbox.at("their-upper");
+        if !upper.exists() {
+            // The root of an overlayfs is that of its upper.
+            std::fs::create_dir(&upper).unwrap();
+            ok(
+                "touch",
+                [OsStr::new("-r"), tree.as_os_str(), upper.as_os_str()],
+            );
+        }
+        let options = format!(
+            "lowerdir={},upperdir={},workdir={},redirect_dir=on,index=on",
+            tree.display(),
+            upper.display(),
+            sandbox.dir("their-work").display()
+        );
+        let options = CString::new(options).unwrap();
+        mount(
+            "overlay",
+            &at,
+            "overlay",
+            MountFlags::empty(),
+            options.as_c_str(),
+        )
+        .unwrap();
+    }
+
+    pub(crate) fn unmount(self, sandbox: &Sandbox) {
+        let at = sandbox.at("overlay");
+        if self == Self::Overlayfs && !mounts_below(&at).is_empty() {
+            unmount(&at, UnmountFlags::empty()).unwrap();
+        }
+    }
+
+    /// Whether an operation is left out: RENAME_WHITEOUT, which a local filesystem has.
+    pub(crate) fn leaves_out(self, op: &Op) -> bool {
+        let op = match op {
+            Op::As(_, _, op) => op,
+            op => op,
+        };
+        self == Self::Directory && matches!(op, Op::Rename(_, _, 4))
+    }
+
+    /// Whether both gave the same, as far as they should.
+    pub(crate) fn same(self, op: &Op, want: Outcome, got: Outcome) -> bool {
+        let op = match op {
+            Op::As(_, _, op) => op,
+            op => op,
+        };
+        match op {
+            // Bytes of a descriptor from before; a link count of a directory.
+            Op::ReadHeld | Op::InHeldDir(4..) if self == Self::Overlayfs => {
+                want.map(|_| ()) == got.map(|_| ())
+            }
+            Op::RemoveAcl(..) if self == Self::Overlayfs && want == Err(Errno::NODATA) => {
+                got == Ok(0)
+            }
+            Op::More(More::Seek(..) | More::SeekHeld(..)) if self == Self::Overlayfs => true,
+            _ => want == got,
+        }
+    }
+}
