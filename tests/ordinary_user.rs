@@ -417,7 +417,7 @@ fn a_store_that_cannot_be_used_is_told_in_one_line() {
         let none = rustix::mount::MountFlags::empty();
         let ids = common::user::UID;
         for (kind, options, expected) in [
-            ("ramfs", c"mode=777".to_owned(), "extended attributes"),
+            ("ramfs", c"mode=777".to_owned(), "cannot hold an upper"),
             (
                 "tmpfs",
                 std::ffi::CString::new(format!("size=4k,uid={ids}")).unwrap(),
