@@ -179,7 +179,10 @@ impl Side {
     /// Whether a file is closed to its owner, and so cannot be given to another group: see
     /// docs/SEMANTICS.md, "Without root".
     fn is_closed(&self, p: usize) -> bool {
-        fs::metadata(self.at(p)).is_ok_and(|file| file.mode() & 0o200 == 0)
+        fs::symlink_metadata(self.at(p)).is_ok_and(|file| {
+            let open = if file.is_dir() { 0o700 } else { 0o600 };
+            file.mode() & open != open
+        })
     }
 
     /// Whether a file, or one made here, is of the user's other group, and so must stay open.
