@@ -188,7 +188,6 @@ fn run_case_in_namespace(ops: &[Op]) {
 
 /// Runs `ops` on both sides. `mount` mounts the second one, anew if it is mounted.
 fn run_steps(ops: &[Op], beside: Beside, (mut a, mut b): (Side, Side), mut mount: impl FnMut()) {
-    rustix::process::umask(Mode::from(0o022));
     let ordinary = a.who != Who::Root;
     let begun = std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
@@ -262,6 +261,8 @@ fn run_cases(what: &str, op: impl Strategy<Value = Op>, case: impl Fn(&[Op])) {
     let done = AtomicU64::new(0);
     TestRunner::new(config)
         .run(&ops, |ops| {
+            // Not what the sequence before has left: what the sides are made of depends on it.
+            rustix::process::umask(Mode::from(0o022));
             let result = std::panic::catch_unwind(AssertUnwindSafe(|| case(&ops)));
             result.map_err(|panic| {
                 let text = panic.downcast_ref::<String>().cloned();

@@ -108,7 +108,7 @@ printf s >suid; chmod 6777 suid; cp suid suid2; chmod 6777 suid2; cp suid suid3;
 printf c >capable; chmod 666 capable; setfattr -n security.capability -v 0x0100000200200000000000000000000000000000 capable
 truncate -s 1M sparse; printf end >>sparse
 mkdir sticky; chmod 1777 sticky; printf r >sticky/roots
-for f in group group2 group3; do echo g >$f; chown 1000:2000 $f; chmod 2755 $f; done
+for f in group1 group2 group3; do echo g >$f; chown 1000:2000 $f; chmod 2755 $f; done
 mkdir group.d; chown 1000:2000 group.d; chmod 2755 group.d
 mkdir acls; setfacl -m u:1000:rwx,d:u:77:rwx acls
 printf a >private; chmod 600 private; setfacl -m u:1000:rw private

@@ -50,10 +50,10 @@ def user(groups, act, *names):
         finally:
             os._exit(1)
     assert os.waitpid(pid, 0)[1] == 0
-user([7], grant, 'group', 'group.d')
+user([7], grant, 'group1', 'group.d')
 user([7, 2000], grant, 'group2')
 grant('group3')
-for name, mode in (('group', 0o775), ('group.d', 0o775), ('group2', 0o2775), ('group3', 0o2775)):
+for name, mode in (('group1', 0o775), ('group.d', 0o775), ('group2', 0o2775), ('group3', 0o2775)):
     assert os.stat(name).st_mode & 0o7777 == mode, name
 user([2000], lambda name: os.chmod(name, 0o2700), 'group2')
 user([7], lambda name: os.chmod(name, 0o2700), 'group3')
