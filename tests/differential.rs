@@ -27,11 +27,11 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
+use std::sync::PoisonError;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 use beside::Beside;
-use common::user::{User, detach_below, with_own_namespace, with_user};
+use common::user::{TURN, User, detach_below, with_own_namespace, with_user};
 use common::{Mount, Sandbox, can_mount, has, ok};
 use look::Comparison;
 use ops::{Op, common_op, op};
@@ -235,15 +235,13 @@ fn clock_goes_on() {
     }
 }
 
-/// One test at a time: the umask is the whole process's.
-static UMASK: Mutex<()> = Mutex::new(());
-
 /// Runs `case` on random sequences of operations, and says how many there were.
 ///
 /// TARNFS_DIFFERENTIAL_CASES is the number of sequences, TARNFS_DIFFERENTIAL_STEPS how many
 /// operations each has on average: 410 of 250 are some 100,000.
 fn run_cases(what: &str, op: impl Strategy<Value = Op>, case: impl Fn(&[Op])) {
-    let _turn = UMASK.lock().unwrap_or_else(PoisonError::into_inner);
+    // The umask is the whole process's, too.
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let env = |key: &str, default: u32| {
         std::env::var(key)
             .ok()

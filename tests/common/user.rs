@@ -8,6 +8,7 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::{Mutex, PoisonError};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FileType, Gid, Mode, Uid};
@@ -25,6 +26,10 @@ const INSIDE: &str = "TARNFS_TEST_USER";
 /// Tells a test that it is the user, in a user namespace of his own.
 const OWN: &str = "TARNFS_TEST_OWN";
 
+/// For tests beside each other: a new mount namespace has a copy of each mount of the others, and
+/// keeps the server of one that they unmount meanwhile.
+pub(crate) static TURN: Mutex<()> = Mutex::new(());
+
 /// Runs `body` as the test called `test`, where an ordinary user can mount.
 pub(crate) fn with_user(test: &str, body: impl FnOnce(&User)) {
     if !can_mount() || !has("fusermount3") || !has("setpriv") || !has("unshare") {
@@ -34,6 +39,7 @@ pub(crate) fn with_user(test: &str, body: impl FnOnce(&User)) {
         body(&User::new());
         return;
     }
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let status = Command::new("unshare")
         .args(["--mount", "--propagation", "private"])
         .arg(std::env::current_exe().unwrap())
