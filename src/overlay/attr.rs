@@ -18,6 +18,29 @@ use crate::lower::Nid;
 use crate::sys::fs::{self, Stat};
 use crate::upper::markers::NULL_DEVICE;
 
+/// Refuses what lies in the upper in place of an inode that the kernel knows: it has judged by that
+/// one's owner and mode. Who can write to a directory of the upper without the mount could else put
+/// a file of root's there, and have it opened.
+fn check_id(found: Stat, id: u64) -> Result<()> {
+    if found.attr.ino == id {
+        return Ok(());
+    }
+    tracing::warn!("the upper has been changed behind the mount");
+    refuse(Errno::STALE)
+}
+
+/// Opens a name of the upper if it still leads to the inode of that number.
+pub(super) fn open_checked(
+    dir: BorrowedFd<'_>,
+    name: &[u8],
+    flags: OFlags,
+    id: u64,
+) -> Result<OwnedFd> {
+    let fd = fs::open(dir, name, flags, 0).doing("opening")?;
+    check_id(fs::fstat(fd.as_fd()).doing("opening")?, id)?;
+    Ok(fd)
+}
+
 impl Overlay {
     /// The attributes of an inode.
     ///
@@ -208,26 +231,32 @@ impl Overlay {
         }
         self.at_name(
             node,
-            |dir, name| fs::stat(dir, name).doing("reading attributes"),
+            |dir, name, id| {
+                let stat = fs::stat(dir, name).doing("reading attributes")?;
+                check_id(stat, id).map(|()| stat)
+            },
             |fd| fs::fstat(fd.as_fd()).doing("reading attributes"),
         )
     }
 
-    /// Runs `named` with the directory and name of an upper inode, or `orphan` with the
-    /// descriptor of one that has no name left. Its name does not change meanwhile.
+    /// Runs `named` with the directory, name and number of an upper inode, or `orphan` with the
+    /// descriptor of one that has no name left. Its name does not change meanwhile, unless behind
+    /// the mount: `named` is to look at the number before anything is done ([`check_id`]).
     fn at_name<T>(
         &self,
         node: &Arc<Node>,
-        named: impl FnOnce(BorrowedFd<'_>, &[u8]) -> Result<T>,
+        named: impl FnOnce(BorrowedFd<'_>, &[u8], u64) -> Result<T>,
         orphan: impl FnOnce(&Arc<OwnedFd>) -> Result<T>,
     ) -> Result<T> {
         match &*node.place() {
             Place::Upper {
-                links, orphan: fd, ..
+                links,
+                orphan: fd,
+                id,
             } => match (links.first(), fd.as_ref().and_then(Orphan::fd)) {
                 (Some(link), _) => {
                     let dir = self.dir_fd(&link.parent)?;
-                    named(dir.as_fd(), link.name.as_bytes())
+                    named(dir.as_fd(), link.name.as_bytes(), *id)
                 }
                 (None, Some(fd)) => orphan(fd),
                 (None, None) => refuse(Errno::STALE),
@@ -244,7 +273,13 @@ impl Overlay {
         }
         self.at_name(
             node,
-            |dir, name| fs::open(dir, name, flags, 0).doing("opening"),
+            |dir, name, id| {
+                if flags.contains(OFlags::TRUNC) {
+                    let found = open_checked(dir, name, OFlags::PATH, id)?;
+                    return fs::reopen(found.as_fd(), flags).doing("opening");
+                }
+                open_checked(dir, name, flags, id)
+            },
             |fd| fs::reopen(fd.as_fd(), flags).doing("opening"),
         )
     }
@@ -256,10 +291,7 @@ impl Overlay {
         }
         self.at_name(
             node,
-            |dir, name| {
-                let fd = fs::open(dir, name, OFlags::PATH, 0).doing("opening")?;
-                Ok(Arc::new(fd))
-            },
+            |dir, name, id| open_checked(dir, name, OFlags::PATH, id).map(Arc::new),
             |fd| Ok(Arc::clone(fd)),
         )
     }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
+use super::attr::open_checked;
 use super::error::{Doing, refuse};
 use super::node::{
     FACT_IMPURE, FACT_PURE, FACT_REMOVED, FACT_XWHITEOUTS, Link, Node, Place, Seed, UPPER_BASE,
@@ -433,16 +434,16 @@ impl Overlay {
             while let (Some(parent), Some(child)) = (above, chain.pop()) {
                 // Held through the system call: a rename of `child` waits.
                 let place = child.place();
-                let link = match &*place {
-                    Place::Upper { links, .. } => links.first(),
+                let known = match &*place {
+                    Place::Upper { links, id, .. } => links.first().map(|link| (link, *id)),
                     Place::Lower | Place::Rising { .. } => None,
                 };
-                let Some(link) = link.filter(|link| Arc::ptr_eq(&link.parent, &parent)) else {
+                let known = known.filter(|(link, _)| Arc::ptr_eq(&link.parent, &parent));
+                let Some((link, id)) = known else {
                     continue 'retry;
                 };
                 let flags = OFlags::PATH | OFlags::DIRECTORY;
-                let fd = fs::open(at.as_fd(), link.name.as_bytes(), flags, 0);
-                at = Arc::new(fd.doing("opening a directory")?);
+                at = Arc::new(open_checked(at.as_fd(), link.name.as_bytes(), flags, id)?);
                 self.table.keep_dir_fd(&child, &at);
                 drop(place);
                 above = Some(child);

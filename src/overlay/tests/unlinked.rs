@@ -1,10 +1,11 @@
 //! Files whose names go while they are in use: what is open stays that file, whichever of its names
 //! have been looked up since the mount.
 
+use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::fixture::{Fixture, errno, name};
+use super::fixture::{Fixture, asker, errno, name};
 use super::races::at_once;
 use crate::overlay::{Handle, Ino, ROOT_INO, SetAttr};
 use crate::sys::faults;
@@ -155,4 +156,54 @@ fn regression_a_directory_that_goes_while_a_group_is_copied_up() {
     assert!(ran.load(Ordering::SeqCst));
     f.fs.release(handle.unwrap());
     assert_eq!(f.attr("link1").nlink, 2);
+}
+
+/// The kernel has judged who may do what by the owner and the mode of the file that it knows. Who
+/// can write to a directory of the upper without the mount could put another's file in its place.
+#[test]
+fn regression_what_was_put_in_place_of_a_file_behind_the_mount_is_not_opened() {
+    let f = Fixture::new();
+    f.mkdir("d");
+    f.create("d/known", b"known\n");
+    f.mkdir("d/sub");
+    f.create("d/sub/inner", b"inner\n");
+    let f = f.again();
+    let (known, inner) = (f.ino("d/known"), f.ino("d/sub/inner"));
+    std::fs::write(f.upper("d/secret"), b"secret\n").unwrap();
+    std::fs::rename(f.upper("d/secret"), f.upper("d/known")).unwrap();
+    let before = std::fs::metadata(f.upper("d/known")).unwrap();
+    for flags in [
+        libc::O_RDONLY,
+        libc::O_RDWR,
+        libc::O_WRONLY,
+        libc::O_RDWR | libc::O_TRUNC,
+    ] {
+        assert_eq!(errno(f.fs.open(known, flags)), libc::ESTALE, "{flags:#o}");
+    }
+    let sets = [
+        SetAttr {
+            perm: Some(0o4777),
+            ..SetAttr::default()
+        },
+        SetAttr {
+            size: Some(0),
+            ..SetAttr::default()
+        },
+    ];
+    for set in &sets {
+        assert_eq!(errno(f.fs.setattr(known, None, set)), libc::ESTALE);
+    }
+    let attribute = f.fs.setxattr(asker(), known, b"user.x", b"y", 0);
+    assert_eq!(errno(attribute), libc::ESTALE);
+    assert_eq!(
+        errno(f.fs.link(known, ROOT_INO, &name("more"))),
+        libc::ESTALE
+    );
+    assert_eq!(errno(f.fs.getattr(known, None)), libc::ESTALE);
+    let after = std::fs::metadata(f.upper("d/known")).unwrap();
+    assert_eq!(std::fs::read(f.upper("d/known")).unwrap(), b"secret\n");
+    assert_eq!((after.mode(), after.nlink()), (before.mode(), 1));
+    // What is where it was is found as ever.
+    let handle = f.fs.open(inner, libc::O_RDWR).unwrap();
+    f.fs.release(handle);
 }
