@@ -12,14 +12,14 @@ use rustix::io::Errno;
 
 use super::error::{Doing, refuse};
 use super::lookup::Origin;
-use super::node::{FACT_OPAQUE, Link, Node, places_mut};
+use super::node::{FACT_OPAQUE, FACT_XWHITEOUTS, Link, Node, places_mut};
 use super::remove::gone_dir;
 use super::{Error, Ino, Overlay, Result, Target};
 use crate::inode::Kind;
 use crate::lower::Nid;
 use crate::name::Name;
 use crate::sys::fs;
-use crate::upper::markers::Redirect;
+use crate::upper::markers::{Redirect, is_whiteout_device};
 
 /// One side of a rename.
 struct Side<'a> {
@@ -244,6 +244,15 @@ impl Overlay {
             }
             Some(Replaced::Upper(node)) if node.kind == Kind::Dir => self.clear_whiteouts(node)?,
             _ => {}
+        }
+        if swaps && to.parent.dir.has(FACT_XWHITEOUTS) {
+            // One that is a regular file means nothing at the old place.
+            let whiteout = fs::stat(to_fd.as_fd(), to.name.as_bytes()).doing("looking up")?;
+            if !is_whiteout_device(&whiteout) {
+                upper
+                    .replace_by_whiteout(to_fd.as_fd(), to.name.as_bytes())
+                    .doing("making a whiteout")?;
+            }
         }
         self.prepare_move(moved, from, to, to_fd.as_fd())?;
         let (old, new) = (from.name.as_bytes(), to.name.as_bytes());

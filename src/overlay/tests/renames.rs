@@ -1,6 +1,11 @@
 //! rename(2) and its flags, over every kind of place.
 
+use std::fs::File;
+use std::os::fd::AsFd;
+
 use super::fixture::{Fixture, errno, is_whiteout, mark};
+use crate::sys::fs as sys;
+use crate::upper::markers::Namespace;
 
 const NOREPLACE: u32 = 1;
 const EXCHANGE: u32 = 2;
@@ -200,4 +205,46 @@ fn link_counts_of_directories_follow() {
         (f.attr("a").nlink, f.attr("b").nlink, f.attr("").nlink),
         (2, 4, 4)
     );
+}
+
+/// Whiteouts as they are written for nesting: empty regular files with a mark, in a directory that
+/// is marked as holding such. Elsewhere they would be files.
+#[test]
+fn regression_a_whiteout_of_the_other_kind_does_not_stay_behind_as_a_file() {
+    let f = Fixture::new();
+    f.write("a/x", 0, b"X");
+    f.unlink("a/y").unwrap();
+    f.mkdir("plain");
+    let Fixture { dir, fs } = f;
+    let upper = dir.path().join("upper");
+    let space = fs.marks().unwrap();
+    drop(fs);
+    let prefix = match space {
+        Namespace::Trusted => "trusted",
+        Namespace::User => "user",
+    };
+    let set = |path: &str, key: &str, value: &[u8]| {
+        let file = File::open(upper.join(path)).unwrap();
+        let key = format!("{prefix}.overlay.{key}");
+        sys::setxattr(file.as_fd(), key.as_bytes(), value, 0).unwrap();
+    };
+    std::fs::remove_file(upper.join("a/y")).unwrap();
+    std::fs::write(upper.join("a/y"), b"").unwrap();
+    set("a/y", "whiteout", b"y");
+    set("a", "opaque", b"x");
+    let f = Fixture::reopen(dir);
+    assert_eq!(f.ls("a"), ["sub", "x"]);
+    f.rename("b", "a/y", 0).unwrap();
+    f.rename("plain", "b", 0).unwrap();
+    f.unlink("a/x").unwrap();
+    f.rmdir("b").unwrap();
+    let check = |f: &Fixture| {
+        assert!(!f.exists("b") && !f.exists("plain"));
+        assert_eq!(
+            (f.ls("a"), f.ls("a/y")),
+            (vec!["sub".into(), "y".into()], vec!["link3".into()])
+        );
+    };
+    check(&f);
+    check(&f.again());
 }
