@@ -71,6 +71,16 @@ pub enum UpperError {
         /// The first such name.
         holds: String,
     },
+    /// The work directory is somebody else's, who could have what he puts there published.
+    #[error(
+        "{path}: the work directory belongs to user {uid}, who is neither you nor the owner of the upper; give another (--work)"
+    )]
+    OthersWork {
+        /// The work directory.
+        path: PathBuf,
+        /// Its owner.
+        uid: u32,
+    },
     /// overlayfs notes there that the upper cannot be used as it is.
     #[error(
         "{0}: left by overlayfs, whose upper may have lost data in a crash: remove it to use the upper all the same"
@@ -226,6 +236,15 @@ fn check_pair(
         fs::fstat(fd).map_err(|errno| io_error(path, "reading its attributes", errno.into()))
     };
     let (u, w) = (stat(upper, upper_fd)?, stat(work, work_fd)?);
+    let me = rustix::process::geteuid().as_raw();
+    // Beside an upper in /tmp anybody may have been first; what waits there for its names
+    // (`work::PENDING`) would be given those of the image.
+    if ![me, 0, u.attr.uid].contains(&w.attr.uid) {
+        return Err(UpperError::OthersWork {
+            path: work.into(),
+            uid: w.attr.uid,
+        });
+    }
     if u.dev != w.dev {
         return Err(UpperError::OtherFilesystem {
             upper: upper.into(),

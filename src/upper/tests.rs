@@ -501,3 +501,25 @@ fn the_owner_of_a_work_directory_gets_it_back() {
     let said = outcome("work/#1", 0o700, 0).unwrap_err().to_string();
     assert!(said.contains("Permission denied"), "{said}");
 }
+
+#[test]
+fn regression_a_work_directory_of_somebody_else_is_refused() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("SKIPPED: only root can make files of others");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (upper, work) = (dir.path().join("upper"), dir.path().join("work"));
+    std::fs::create_dir(&upper).unwrap();
+    std::fs::create_dir_all(work.join("pending-links")).unwrap();
+    std::fs::write(work.join("pending-links/7.0000000000000001"), b"mine").unwrap();
+    std::os::unix::fs::chown(&work, Some(1001), None).unwrap();
+    let refused = Upper::open(&upper, &work).unwrap_err();
+    assert!(
+        matches!(refused, UpperError::OthersWork { uid: 1001, .. }),
+        "{refused}"
+    );
+    // Root mounts what is all a user's.
+    std::os::unix::fs::chown(&upper, Some(1001), None).unwrap();
+    Upper::open(&upper, &work).unwrap();
+}
