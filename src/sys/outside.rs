@@ -209,7 +209,8 @@ impl Outside {
         match self.ask(request, Some(fd)) {
             Ok((Ok(answer), _)) => Ok(answer),
             Ok((Err((errno, _)), _)) => Err(errno),
-            Err(error) => Err(Errno::from_io_error(&error).unwrap_or(Errno::IO)),
+            // The socket's: EPIPE would mean something else to who asked for the operation.
+            Err(_) => Err(Errno::IO),
         }
     }
 
@@ -482,7 +483,7 @@ mod tests {
         drop(theirs);
         assert!(outside.mount("".as_ref(), Path::new("/")).is_err());
         let file = tempfile::tempfile().unwrap();
-        assert!(outside.owners(file.as_fd()).is_err());
+        assert_eq!(outside.owners(file.as_fd()), Err(Errno::IO));
     }
 
     #[test]
