@@ -250,6 +250,39 @@ fn tarnfs_shows_what_overlayfs_wrote() {
     mount.unmount();
 }
 
+#[test]
+fn regression_a_living_overlayfs_keeps_its_upper() {
+    let Some(World {
+        sandbox,
+        tar,
+        index,
+    }) = random_world()
+    else {
+        return;
+    };
+    let (upper, work) = (sandbox.dir("upper"), sandbox.at("work"));
+    let mounts = overlayfs(sandbox.path(), &index, &tar, &upper, &work);
+    let at = sandbox.dir("mount");
+    let mount = |upper: &Path, work: &Path| {
+        let options = ["mount", "--read-only", "--upper"].map(OsStr::new);
+        let paths = [upper.as_os_str(), OsStr::new("--work"), work.as_os_str()];
+        let places = [tar.as_os_str(), at.as_os_str()];
+        sandbox.tarnfs([&options[..], &paths, &places].concat())
+    };
+    for upper in [&upper, &sandbox.dir("other")] {
+        let refused = mount(upper, &work);
+        assert!(!refused.status.success());
+        let said = common::text(&refused.stderr);
+        assert!(said.contains("in use by another mount"), "{said}");
+        assert_eq!(said.lines().count(), 1, "{said}");
+    }
+    // Nothing was cleared under its feet.
+    change(&mounts[0].0);
+    drop(mounts);
+    common::assert_ok(&mount(&upper, &work), "mount");
+    sandbox.tarnfs_ok(["umount".as_ref(), at.as_os_str()]);
+}
+
 /// How many runs of random changes, and how many changes in each.
 const RUNS: u64 = 6;
 const CHANGES: usize = 150;

@@ -227,6 +227,40 @@ pub fn detached_tmpfs(size: Option<u64>) -> io::Result<OwnedFd> {
     create_detached("tmpfs", &params, MountAttrs::default(), || Ok(()))
 }
 
+/// Whether an overlayfs that is mounted anywhere, in whatever mount namespace or none, has `dir` as
+/// its upper or work directory. Nothing is mounted or changed by asking; the kernel's log gets a
+/// line.
+///
+/// # Errors
+/// The system's; EPERM without CAP_SYS_ADMIN.
+pub fn overlayfs_has(dir: BorrowedFd<'_>) -> io::Result<bool> {
+    let fs = match rustix::mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC) {
+        // Not in this kernel, or not loaded yet and so not in use.
+        Err(Errno::NODEV) => return Ok(false),
+        opened => opened?,
+    };
+    // Who is mounted has claimed its two directories. With index=on overlayfs minds that (EBUSY),
+    // for the upper before it finds that one directory cannot be both (EINVAL):
+    // fs/overlayfs/super.c:ovl_get_upper(), ovl_get_workdir().
+    let path = format!("/proc/self/fd/{}", dir.as_raw_fd());
+    let params = [
+        ("lowerdir", path.as_str()),
+        ("upperdir", path.as_str()),
+        ("workdir", path.as_str()),
+        ("index", "on"),
+    ];
+    let refused = params
+        .into_iter()
+        .try_for_each(|(key, value)| rustix::mount::fsconfig_set_string(fs.as_fd(), key, value))
+        .and_then(|()| rustix::mount::fsconfig_create(fs.as_fd()));
+    match refused {
+        Err(Errno::BUSY) => Ok(true),
+        Err(Errno::INVAL) => Ok(false),
+        Err(errno) => Err(errno.into()),
+        Ok(()) => Err(io::Error::other("overlayfs takes one directory for two")),
+    }
+}
+
 /// Changes attributes of the mount at `target` (mount_setattr(2)).
 ///
 /// # Errors

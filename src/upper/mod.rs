@@ -4,7 +4,8 @@
 //! marks on disk have their home in [`markers`], the making and publishing of new entries in
 //! [`work`], the look at what is there already in [`found`]. It knows nothing of the lower.
 //!
-//! Invariants: one mount at a time uses an upper (flock on both directories); everything in
+//! Invariants: one mount at a time uses an upper (flock on both directories; overlayfs is asked,
+//! which takes none); everything in
 //! `work/work` is rubbish once no mount uses it, and what is no such directory is never cleared;
 //! an entry appears in the upper complete, by one rename or one creating system call.
 //!
@@ -146,6 +147,13 @@ impl Upper {
         lock(upper, root.as_fd())?;
         lock(work, workdir.as_fd())?;
         let failed = |doing| move |errno: Errno| io_error(work, doing, errno.into());
+        match found::overlayfs_has(root.as_fd(), workdir.as_fd()) {
+            Ok(false) => {}
+            Ok(true) => return Err(UpperError::Busy(upper.into())),
+            // An ordinary user, who cannot know.
+            Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {}
+            Err(error) => return Err(io_error(upper, "asking who uses it", error)),
+        }
         found::check_work(work, workdir.as_fd())?;
         // As kernel overlayfs names it (fs/overlayfs/super.c:ovlworkdir_create()), so that
         // either engine clears the other's leftovers.
