@@ -16,11 +16,11 @@ mod kernel;
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::os::fd::AsFd;
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use changes::Renames;
 use common::tarball::{Tarball, record};
+use common::walk::described;
 use common::{Sandbox, can_mount, ok, walk};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, UnmountFlags, fsconfig_create,
@@ -123,35 +123,6 @@ fn overlayfs_with(
     let overlay = attach(made.as_fd(), at.join("overlay"));
     // Unmounted in this order.
     [overlay, lower]
-}
-
-/// Everything that a tree shows, with the bytes of files.
-fn described(root: &Path) -> BTreeMap<Vec<u8>, String> {
-    let mut all = walk::describe(root);
-    for (name, line) in &mut all {
-        let path = root.join(OsStr::from_bytes(name));
-        if std::fs::symlink_metadata(&path).unwrap().is_file() {
-            let data = std::fs::read(&path).unwrap_or_else(|e| panic!("{path:?}: {e}"));
-            let sum = data.iter().fold(0_u64, |sum, &byte| {
-                sum.wrapping_mul(0x0100_0000_01b3) ^ u64::from(byte)
-            });
-            *line += &format!(" data {sum:016x}");
-        }
-        let (before, rest) = line.split_once(" links ").unwrap();
-        let (_, after) = rest.split_once(' ').unwrap();
-        *line = format!("{before} {after}");
-        // Our own mark: hidden by us, an attribute like any other for overlayfs.
-        for mark in ["trusted.tarnfs.ino", "user.tarnfs.ino"] {
-            if let Some((before, rest)) = line.split_once(&format!(" \"{mark}\"=")) {
-                let (_, after) = rest
-                    .split_once('"')
-                    .and_then(|(_, r)| r.split_once('"'))
-                    .unwrap();
-                *line = format!("{before}{after}");
-            }
-        }
-    }
-    all
 }
 
 /// Runs a Python script; `sys.argv[1]` is `at`.

@@ -13,15 +13,15 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use tarnfs::lower::Lower;
 use tarnfs::mount::{
-    FS_TYPE, MountError, MountOptions, Rights, Scratch, Server, Signals, check_point,
-    detach_from_terminal, find_mount, prepare_process, resolve_point, rights, state_dirs,
+    MountError, MountOptions, Rights, Scratch, Server, Signals, check_point, detach_from_terminal,
+    engine_of, find_mount, kernel, prepare_process, resolve_point, rights, state_dirs,
     wait_for_leaving,
 };
 use tarnfs::overlay::{self, Overlay};
 use tarnfs::sys::mount::{MountAttrs, set_attrs};
 use tarnfs::upper::{Upper, UpperError};
 
-use super::mount_options::{Options, parse_size};
+use super::mount_options::{EngineChoice, Options, parse_size};
 use super::{Global, image, logging};
 
 /// What a background server writes when its mount can be used.
@@ -41,12 +41,13 @@ pub(super) const TELL_READY: &str = "--tell-ready";
   tarnfs mount --upper ./changes image.tar /mnt    # keeps what is written
   tarnfs mount --tmpfs=1G image.tar /mnt           # writes to memory
   tarnfs mount --read-only image.tar /mnt
+  tarnfs mount --engine auto image.tar /mnt        # no server where the kernel can do it
   mount -t fuse.tarnfs image.tar /mnt -o upperdir=/u,workdir=/w
   tarnfs umount /mnt
 
 Options of -o: ro rw suid nosuid dev nodev exec noexec noatime relatime strictatime
   nodiratime nosymfollow sync dirsync lazytime allow_other remount, upperdir= workdir=
-  tmpfs[=SIZE] volatile store= fsname= subtype= max_read= log= log_file=; what only fstab's
+  tmpfs[=SIZE] volatile engine= store= fsname= subtype= max_read= log= log_file=; what only fstab's
   readers mind (auto nofail user _netdev x-* …) is passed over")]
 pub(crate) struct Args {
     /// The image: a tar
@@ -74,6 +75,9 @@ pub(crate) struct Args {
     /// No writes at all
     #[arg(short, long)]
     read_only: bool,
+    /// Who serves the mount [default: fuse]
+    #[arg(long, value_name = "ENGINE", value_enum)]
+    engine: Option<EngineChoice>,
     /// Stay in the foreground
     #[arg(short, long)]
     foreground: bool,
@@ -100,6 +104,7 @@ impl Args {
             work: None,
             tmpfs: None,
             read_only: false,
+            engine: None,
             foreground: false,
             options,
             sloppy,
@@ -128,6 +133,7 @@ struct Plan {
     dir: PathBuf,
     writes: Writes,
     options: Options,
+    engine: EngineChoice,
     /// Not even a remount makes it writable.
     read_only: bool,
     foreground: bool,
@@ -186,9 +192,32 @@ impl Plan {
             dir: absolute(&args.dir)?,
             read_only: args.read_only || writes == Writes::Refused,
             writes,
+            engine: args.engine.or(options.engine).unwrap_or(EngineChoice::Fuse),
             options,
             foreground: args.foreground,
         })
+    }
+}
+
+impl Plan {
+    /// The directories that the mount writes to.
+    fn own_dirs(&self) -> Vec<&Path> {
+        match &self.writes {
+            Writes::Kept { upper, work } => vec![upper, work],
+            Writes::Refused | Writes::Tmpfs(_) | Writes::Scratch => Vec::new(),
+        }
+    }
+
+    /// What was asked for that only a FUSE server has.
+    fn for_server(&self) -> Option<&'static str> {
+        [
+            (self.foreground, "--foreground"),
+            (self.options.max_read.is_some(), "max_read="),
+            (self.options.subtype.is_some(), "subtype="),
+            (self.options.allow_other == Some(false), "noallow_other"),
+        ]
+        .into_iter()
+        .find_map(|(asked, name)| asked.then_some(name))
     }
 }
 
@@ -208,10 +237,41 @@ pub(crate) fn run(global: &Global, args: Args) -> anyhow::Result<ExitCode> {
     if plan.options.remount {
         return remount(&plan);
     }
+    // A server that was started in the background is what was chosen.
+    if !plan.global.tell_ready && plan.engine != EngineChoice::Fuse {
+        match mount_by_kernel(&plan) {
+            Err(error) if plan.engine == EngineChoice::Auto && is_lack(&error) => {
+                tracing::info!("engine fuse: {error}");
+            }
+            done => return done.map(|()| ExitCode::SUCCESS),
+        }
+    }
     if plan.foreground || plan.global.tell_ready {
         return serve(&plan);
     }
     background()
+}
+
+/// Whether the kernel engine cannot be used here, where the other may.
+fn is_lack(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(MountError::KernelEngine(_)))
+}
+
+/// Mounts; the kernel serves.
+fn mount_by_kernel(plan: &Plan) -> anyhow::Result<()> {
+    if let Some(option) = plan.for_server() {
+        let why = format!("{option} is for a server, and it has none");
+        return Err(MountError::KernelEngine(why).into());
+    }
+    // The modes of what is made are meant as they are.
+    rustix::process::umask(rustix::fs::Mode::empty());
+    let point = check_point(&plan.dir, &plan.own_dirs())?;
+    kernel::check()?;
+    let (_, lower) = image::open(&plan.global, &plan.image)?;
+    let (overlay, scratch) = open_overlay(plan, lower)?;
+    kernel::start(overlay, scratch, &point, &mount_options(plan))?;
+    tracing::info!(image = %plan.image.display(), point = %point.display(), "mounted by the kernel");
+    Ok(())
 }
 
 /// All that `run` does before it mounts: mount(8)'s `-f`.
@@ -265,11 +325,7 @@ fn died(server: &mut Child) -> anyhow::Result<ExitCode> {
 
 /// Mounts and serves, in this process.
 fn serve(plan: &Plan) -> anyhow::Result<ExitCode> {
-    let own: Vec<&Path> = match &plan.writes {
-        Writes::Kept { upper, work } => vec![upper, work],
-        Writes::Refused | Writes::Tmpfs(_) | Writes::Scratch => Vec::new(),
-    };
-    let point = check_point(&plan.dir, &own)?;
+    let point = check_point(&plan.dir, &plan.own_dirs())?;
     // All paths of the plan are absolute.
     prepare_process().context("preparing the server process")?;
     let (_, lower) = image::open(&plan.global, &plan.image)?;
@@ -319,10 +375,10 @@ fn mount_options(plan: &Plan) -> MountOptions {
     options.fuse.super_flags.clone_from(&asked.super_flags);
     options.fuse.attrs = asked.attrs;
     options.state_dirs = state_dirs();
-    options.upper = match &plan.writes {
-        Writes::Kept { upper, .. } => Some(upper.clone()),
-        Writes::Refused | Writes::Tmpfs(_) | Writes::Scratch => None,
-    };
+    if let Writes::Kept { upper, work } = &plan.writes {
+        options.upper = Some(upper.clone());
+        options.work = Some(work.clone());
+    }
     options
 }
 
@@ -334,12 +390,20 @@ const UNKNOWN: Duration = Duration::from_secs(1);
 /// The upper, when the server that umount(8) has just sent away is done with it.
 fn open_upper(upper: &Path, work: &Path) -> Result<Upper, UpperError> {
     let start = Instant::now();
+    let mut pause = Duration::from_millis(5);
     loop {
-        match Upper::open(upper, work) {
+        let opened = if kernel::has_upper(&state_dirs(), upper) {
+            Err(UpperError::Busy(upper.to_owned()))
+        } else {
+            Upper::open(upper, work)
+        };
+        match opened {
             Err(UpperError::Busy(_))
                 if start.elapsed() < UNKNOWN && wait_for_leaving(&state_dirs(), upper, LEAVING) =>
             {
-                std::thread::sleep(Duration::from_millis(5));
+                // The kernel logs each time that it is asked.
+                std::thread::sleep(pause);
+                pause *= 2;
             }
             result => return result,
         }
@@ -400,7 +464,7 @@ fn open_overlay(plan: &Plan, lower: Lower) -> anyhow::Result<(Overlay, Option<Sc
 fn remount(plan: &Plan) -> anyhow::Result<ExitCode> {
     let path = resolve_point(&plan.dir).with_context(|| plan.dir.display().to_string())?;
     let mount = find_mount(&path)?
-        .filter(|mount| mount.fs_type == FS_TYPE)
+        .filter(|mount| engine_of(mount).is_some())
         .with_context(|| format!("{}: no tarnfs mount to remount", path.display()))?;
     let read_only = mount.super_options.split(',').any(|option| option == "ro");
     if read_only && plan.options.attrs.clears(MountAttrs::RDONLY) {
@@ -486,6 +550,16 @@ mod tests {
         let for_good = plan("--read-only --upper /u a /m").unwrap();
         assert!(for_good.read_only && for_good.options.attrs.has(MountAttrs::RDONLY));
         assert!(plan("-o ro a /m").unwrap().read_only);
+    }
+
+    #[test]
+    fn which_engine() {
+        assert_eq!(plan("a /m").unwrap().engine, EngineChoice::Fuse);
+        let auto = plan("--engine auto a /m").unwrap();
+        assert!(auto.engine == EngineChoice::Auto && auto.for_server().is_none());
+        let kernel = plan("-f -o engine=kernel a /m").unwrap();
+        assert!(kernel.engine == EngineChoice::Kernel && kernel.for_server().is_some());
+        assert!(plan("--engine steam a /m").is_err());
     }
 
     #[test]

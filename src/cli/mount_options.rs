@@ -7,12 +7,24 @@ use std::path::PathBuf;
 use anyhow::{Context, bail};
 use tarnfs::sys::mount::MountAttrs;
 
+/// Who is to serve a mount.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum EngineChoice {
+    /// A FUSE server in the background, for everybody
+    Fuse,
+    /// The kernel itself, with EROFS and overlayfs; root, Linux 6.12
+    Kernel,
+    /// The kernel where it can, else a server
+    Auto,
+}
+
 /// What a list of options asks for. The last word on a thing counts.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Options {
     pub(crate) attrs: MountAttrs,
     pub(crate) super_flags: Vec<&'static str>,
     pub(crate) remount: bool,
+    pub(crate) engine: Option<EngineChoice>,
     pub(crate) allow_other: Option<bool>,
     pub(crate) source: Option<OsString>,
     pub(crate) subtype: Option<String>,
@@ -133,6 +145,14 @@ impl Options {
             "workdir" | "work" => self.work = Some(path()?),
             "store" => self.store = Some(path()?),
             "log" => self.log = Some(text()?),
+            "engine" => {
+                let name = text()?;
+                let parsed = clap::ValueEnum::from_str(&name, false);
+                let Ok(engine) = parsed else {
+                    bail!("mount option engine={name}: there are fuse, kernel and auto");
+                };
+                self.engine = Some(engine);
+            }
             "log_file" => self.log_file = Some(path()?),
             "fsname" => self.source = Some(path()?.into_os_string()),
             "subtype" => self.subtype = Some(text()?),
@@ -257,6 +277,7 @@ mod tests {
         assert!(parse("rw,user_id=0,group_id=0,allow_other,remount").is_ok());
         assert!(parse("upperdir=").is_err());
         assert!(parse("max_read=many").is_err());
+        assert!(parse("engine=steam").is_err());
         assert!(
             Options::parse(&["bogus,ro".into()], true)
                 .unwrap()

@@ -4,15 +4,15 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use tarnfs::mount::{FS_TYPE, How, Unmounted, unmount};
+use tarnfs::mount::{How, Unmounted, engine_of, unmount};
 use tarnfs::sys::mount::mounts;
 
 use super::Global;
 
 /// Unmount a directory
 ///
-/// Waits until the server has written everything to the upper directory and has ended. A directory
-/// that is not mounted is no error; a mount whose server has died is cleared.
+/// Waits until everything is written to the upper directory and the server, if there is one, has
+/// ended. A directory that is not mounted is no error; a mount whose server has died is cleared.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   tarnfs umount /mnt/app
@@ -66,7 +66,7 @@ fn all() -> anyhow::Result<Vec<PathBuf>> {
     Ok(mounts()?
         .into_iter()
         .rev()
-        .filter(|m| m.fs_type == FS_TYPE)
+        .filter(|m| engine_of(m).is_some())
         .map(|m| m.path)
         .collect())
 }

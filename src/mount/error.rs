@@ -57,6 +57,9 @@ pub enum MountError {
         /// What it said.
         source: io::Error,
     },
+    /// The kernel engine cannot be used here; the text says what is missing.
+    #[error("kernel engine: {0}")]
+    KernelEngine(String),
     /// Something uses the mount.
     #[error("{0}: busy: a process works in it (`fuser -vm {0}` shows which; --lazy detaches it)")]
     Busy(PathBuf),
@@ -79,6 +82,12 @@ pub enum MountError {
     /// The server did not end.
     #[error("{0}: unmounted, but its server (pid {1}) has not ended; its last writes may be lost")]
     ServerRemains(PathBuf, u32),
+    /// The kernel goes on serving what is unmounted here.
+    #[error(
+        "{0}: unmounted, but still in use: in another mount namespace (a container), or by a \
+         process with a file open"
+    )]
+    StillUsed(PathBuf),
     /// The upper could not be flushed at the end.
     #[error("unmounted, but the last writes may be lost: {0}")]
     Finish(crate::overlay::Error),

@@ -4,10 +4,12 @@
 //!   that is not served.
 //! - It ends when the kernel ends the connection, whoever unmounted; then the overlay is flushed,
 //!   and then the mount's state file goes away (in that order: `tarnfs umount` waits for it).
+//! - Where the kernel serves ([`kernel`]) there is no such process, and nothing to wait for.
 //! - It *never* holds a descriptor on its own mount and never looks at its own mount point; what
 //!   is mounted where is read from mountinfo, so that no caller can hang on a dead server.
 
 mod error;
+pub mod kernel;
 mod point;
 mod process;
 mod registry;
@@ -21,6 +23,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 pub use error::MountError;
+pub use kernel::{Engine, EngineChoice, engine_of};
 pub use point::{check_point, find_mount, resolve_point};
 pub use process::{detach_from_terminal, prepare_process};
 pub use registry::{Record, state_dirs, wait_for_leaving};
@@ -33,13 +36,13 @@ pub use unmount::{How, Unmounted, unmount};
 use crate::sys::fuse::FuseParams;
 use crate::sys::mount::MountAttrs;
 
-/// The type that /proc/mounts shows.
+/// The type that /proc/mounts shows of a mount that we serve.
 pub const FS_TYPE: &str = "fuse.tarnfs";
 
-/// How to mount.
+/// How to mount, by either engine.
 #[derive(Debug, Clone)]
 pub struct MountOptions {
-    /// The filesystem to create. A subtype other than `tarnfs` hides the mount from
+    /// The filesystem to create; `subtype`, `allow_other` and `max_read` are the FUSE engine's. A subtype other than `tarnfs` hides the mount from
     /// `tarnfs umount`; with `allow_other` an ordinary user needs `user_allow_other` in
     /// /etc/fuse.conf.
     pub fuse: FuseParams,
@@ -47,6 +50,8 @@ pub struct MountOptions {
     pub state_dirs: Vec<PathBuf>,
     /// The upper directory, for the state file.
     pub upper: Option<PathBuf>,
+    /// The work directory, likewise.
+    pub work: Option<PathBuf>,
 }
 
 impl MountOptions {
@@ -66,6 +71,7 @@ impl MountOptions {
             },
             state_dirs: Vec::new(),
             upper: None,
+            work: None,
         }
     }
 }

@@ -3,7 +3,8 @@
 use std::io;
 use std::path::{Component, Path, PathBuf};
 
-use super::{FS_TYPE, MountError};
+use super::MountError;
+use super::kernel::{engine_of, image_of};
 use crate::sys::mount::{MountPoint, mounts};
 
 /// The absolute path of `point` as mountinfo has it, found without touching what may be mounted
@@ -72,9 +73,9 @@ pub fn check_point(point: &Path, own: &[&Path]) -> Result<PathBuf, MountError> {
 fn refuse_ours(path: &Path) -> Result<(), MountError> {
     let found = find_mount(path).map_err(MountError::system("/proc/self/mountinfo"))?;
     match found {
-        Some(mount) if mount.fs_type == FS_TYPE => Err(MountError::AlreadyMounted {
+        Some(mount) if engine_of(&mount).is_some() => Err(MountError::AlreadyMounted {
             point: path.to_owned(),
-            image: mount.source.to_string_lossy().into_owned(),
+            image: image_of(&mount),
         }),
         Some(_) | None => Ok(()),
     }

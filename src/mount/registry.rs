@@ -55,6 +55,36 @@ pub fn state_dirs() -> Vec<PathBuf> {
     dirs
 }
 
+/// Makes a state directory of this user's, if there is none.
+pub(super) fn make_own_dir(dir: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+    check_own_dir(dir)
+}
+
+/// Whether what is in a directory is this user's work: in /tmp anybody may have been first.
+pub(super) fn check_own_dir(dir: &Path) -> io::Result<()> {
+    let found = std::fs::symlink_metadata(dir)?;
+    if !found.is_dir() || found.uid() != rustix::process::geteuid().as_raw() {
+        return Err(io::Error::other("not a directory of this user"));
+    }
+    Ok(())
+}
+
+/// Opens a state file.
+pub(super) fn open_file(path: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        // It may be another user's: no link followed, no FIFO waited for.
+        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+        .open(path)
+}
+
+pub(super) fn read_file(file: &mut File) -> io::Result<Vec<u8>> {
+    let mut text = Vec::new();
+    file.take(LONGEST).read_to_end(&mut text)?;
+    Ok(text)
+}
+
 fn path(dir: &Path, connection: u32) -> PathBuf {
     dir.join(format!("{connection}.json"))
 }
@@ -80,12 +110,7 @@ impl Registration {
     }
 
     fn new_in(dir: &Path, connection: u32, record: &Record) -> io::Result<Self> {
-        DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
-        let found = std::fs::symlink_metadata(dir)?;
-        if !found.is_dir() || found.uid() != rustix::process::geteuid().as_raw() {
-            // In /tmp anybody may have been first.
-            return Err(io::Error::other("not a directory of this user"));
-        }
+        make_own_dir(dir)?;
         let mut temp = tempfile::NamedTempFile::new_in(dir)?;
         rustix::fs::flock(&temp, FlockOperation::LockExclusive)?;
         temp.write_all(&serde_json::to_vec(record)?)?;
@@ -130,7 +155,7 @@ pub(super) fn clear(dirs: &[PathBuf], connection: u32) -> io::Result<()> {
     Ok(())
 }
 
-fn lock_dir(dir: &Path) -> io::Result<File> {
+pub(super) fn lock_dir(dir: &Path) -> io::Result<File> {
     let dir = File::open(dir)?;
     rustix::fs::flock(&dir, FlockOperation::LockExclusive)?;
     Ok(dir)
@@ -178,6 +203,9 @@ enum Holder {
 fn holder(dirs: &[PathBuf], upper: &Path) -> io::Result<Holder> {
     let mounted = crate::sys::mount::mounts()?;
     let upper = upper.canonicalize()?;
+    if super::kernel::shows_upper(dirs, &upper, &mounted) {
+        return Ok(Holder::Mounted);
+    }
     for dir in dirs {
         let entries = match std::fs::read_dir(dir) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
@@ -237,19 +265,13 @@ impl Watch {
     }
 
     fn open_file(path: &Path) -> io::Result<Option<Self>> {
-        let mut file = OpenOptions::new()
-            .read(true)
-            // It may be another user's: no link followed, no FIFO waited for.
-            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
-            .open(path)?;
+        let mut file = open_file(path)?;
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared) {
             Ok(()) => return Ok(None),
             Err(rustix::io::Errno::WOULDBLOCK) => {}
             Err(errno) => return Err(errno.into()),
         }
-        let mut text = Vec::new();
-        (&mut file).take(LONGEST).read_to_end(&mut text)?;
-        let record = serde_json::from_slice(&text)?;
+        let record = serde_json::from_slice(&read_file(&mut file)?)?;
         Ok(Some(Self { file, record }))
     }
 

@@ -28,6 +28,8 @@ enum Hold {
     Dir { _lock: File },
     /// A tmpfs that only this descriptor holds.
     Tmpfs { _mount: OwnedFd },
+    /// Another's by now.
+    Left,
 }
 
 impl Scratch {
@@ -92,6 +94,21 @@ impl Scratch {
         DirBuilder::new().mode(0o700).create(self.work())
     }
 
+    /// Whether it is a tmpfs, which is attached nowhere.
+    #[must_use]
+    pub fn is_tmpfs(&self) -> bool {
+        matches!(self.hold, Hold::Tmpfs { .. })
+    }
+
+    /// Leaves it to overlayfs, which has it mounted: a tmpfs goes with the mount, a directory
+    /// (whose path this gives) is removed by who unmounts, else swept when the mount is gone.
+    pub(super) fn leave(mut self) -> Option<PathBuf> {
+        match std::mem::replace(&mut self.hold, Hold::Left) {
+            Hold::Dir { .. } => Some(std::mem::take(&mut self.base)),
+            Hold::Tmpfs { .. } | Hold::Left => None,
+        }
+    }
+
     /// The upper directory.
     #[must_use]
     pub fn upper(&self) -> PathBuf {
@@ -144,7 +161,17 @@ fn open_up(dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Removes the directories that nobody holds locked: their servers were killed.
+/// Whether overlayfs has a scratch directory mounted; also when that cannot be known.
+pub(super) fn in_use(base: &Path) -> bool {
+    let found = crate::upper::overlayfs_has(&base.join("upper"), &base.join("work"));
+    found.unwrap_or_else(|error| {
+        tracing::debug!("{}: who uses it? {error}", base.display());
+        true
+    })
+}
+
+/// Removes the directories that nobody holds locked and overlayfs has not mounted: their servers
+/// were killed, or umount(8) has ended a mount that has none.
 fn sweep(parent: &Path) -> io::Result<()> {
     for entry in std::fs::read_dir(parent)? {
         let entry = entry?;
@@ -159,6 +186,7 @@ fn sweep(parent: &Path) -> io::Result<()> {
             continue;
         };
         if rustix::fs::flock(&dir, FlockOperation::NonBlockingLockExclusive).is_ok()
+            && !in_use(&entry.path())
             && let Err(error) = remove_private(&entry.path())
         {
             tracing::warn!("{}: {error}", entry.path().display());

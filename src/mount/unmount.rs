@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::kernel::{self, Engine, engine_of};
 use super::registry::{Watch, state_dirs};
-use super::{FS_TYPE, MountError, find_mount, resolve_point};
+use super::{MountError, find_mount, resolve_point};
 use crate::sys;
 use crate::sys::mount::MountPoint;
 
@@ -47,9 +48,17 @@ pub enum Unmounted {
 /// # Errors
 /// [`MountError`]: busy, not ours, not permitted.
 pub fn unmount(point: &Path, how: How) -> Result<Unmounted, MountError> {
-    let Some(mount) = ours(point)? else {
-        return Ok(Unmounted::NotMounted);
+    let (mount, engine) = match ours(point)? {
+        Some(ours) => ours,
+        None => {
+            // umount(8) may have been here before.
+            kernel::sweep_all(&state_dirs());
+            return Ok(Unmounted::NotMounted);
+        }
     };
+    if engine == Engine::Kernel {
+        return unmount_kernel(&mount, how);
+    }
     // Before the end: the state file goes with the server.
     let watch = Watch::open(&places(&mount), mount.minor);
     if how.force {
@@ -72,8 +81,27 @@ pub fn unmount(point: &Path, how: How) -> Result<Unmounted, MountError> {
     }
 }
 
-/// The mount of ours on `point`, if there is one.
-fn ours(point: &Path) -> Result<Option<MountPoint>, MountError> {
+/// No server to wait for: what overlayfs holds in memory is written by umount2(2) itself.
+fn unmount_kernel(mount: &MountPoint, how: How) -> Result<Unmounted, MountError> {
+    let record = kernel::find_record(&state_dirs(), mount);
+    if !detach_soon(&mount.path, how)? {
+        return Ok(Unmounted::NotMounted);
+    }
+    if let Some(record) = record {
+        let shown = mount.path.display();
+        record.ended().map_err(MountError::system(format!(
+            "{shown}: unmounted, but not cleared up"
+        )))?;
+    }
+    Ok(if how.lazy {
+        Unmounted::Detached
+    } else {
+        Unmounted::Ended
+    })
+}
+
+/// The mount of ours on `point`, if there is one, and who serves it.
+fn ours(point: &Path) -> Result<Option<(MountPoint, Engine)>, MountError> {
     let no_path = |error: &io::Error| {
         matches!(
             error.kind(),
@@ -97,14 +125,16 @@ fn ours(point: &Path) -> Result<Option<MountPoint>, MountError> {
             Err(error) => return Err(failed(error)),
         }
     }
-    match found {
-        Some(mount) if mount.fs_type == FS_TYPE => Ok(Some(mount)),
+    let Some(mount) = found else {
+        return Ok(None);
+    };
+    match engine_of(&mount) {
+        Some(engine) => Ok(Some((mount, engine))),
         // The mount that holds the whole system is no answer to "/".
-        Some(mount) => Err(MountError::NotOurs {
+        None => Err(MountError::NotOurs {
             point: mount.path,
             fs_type: mount.fs_type,
         }),
-        None => Ok(None),
     }
 }
 

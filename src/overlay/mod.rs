@@ -177,6 +177,24 @@ impl Overlay {
         &self.lower
     }
 
+    /// The directories above, if anything can be written.
+    #[must_use]
+    pub fn upper(&self) -> Option<&Upper> {
+        self.upper.as_ref()
+    }
+
+    /// How it behaves.
+    #[must_use]
+    pub fn options(&self) -> Options {
+        self.options
+    }
+
+    /// The image, when this overlay is not to be served after all; the upper is let go of.
+    #[must_use]
+    pub fn into_lower(self) -> Lower {
+        self.lower
+    }
+
     /// Number of inodes and open handles that are kept in memory.
     #[must_use]
     pub fn in_memory(&self) -> (usize, usize) {

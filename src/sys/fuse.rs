@@ -64,7 +64,7 @@ pub fn create(
     create_detached("fuse", &context_params(device, params), params.attrs, serve)
 }
 
-fn context_params(device: &OwnedFd, params: &FuseParams) -> Vec<Param> {
+fn context_params(device: &OwnedFd, params: &FuseParams) -> Vec<Param<'static>> {
     let string = |key, value: String| Param::String(key, value.into());
     let mut list = vec![
         Param::String("source", params.source.clone()),
@@ -106,6 +106,8 @@ pub fn mount_at(device: &OwnedFd, params: &FuseParams, target: &Path) -> io::Res
             // Both stand elsewhere in mount(2)'s arguments.
             Param::String("source" | "subtype", _) => continue,
             Param::String(key, value) => (key, Some(value)),
+            // None of ours: the device is a number.
+            Param::Fd(..) => continue,
         };
         if !data.is_empty() {
             data.push(",");

@@ -106,12 +106,14 @@ impl MountAttrs {
 }
 
 /// A parameter of a filesystem to create.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Param {
+#[derive(Debug, Clone)]
+pub enum Param<'a> {
     /// A word.
     Flag(&'static str),
     /// A key and its value.
     String(&'static str, OsString),
+    /// A key and an open file or directory; overlayfs takes one since Linux 6.13.
+    Fd(&'static str, BorrowedFd<'a>),
 }
 
 /// Creates a filesystem and its mount, attached nowhere (fsopen(2), fsconfig(2), fsmount(2)).
@@ -123,7 +125,7 @@ pub enum Param {
 /// The system's error, with the kernel's own words where it left some.
 pub fn create_detached(
     fs_type: &str,
-    params: &[Param],
+    params: &[Param<'_>],
     attrs: MountAttrs,
     after_create: impl FnOnce() -> io::Result<()>,
 ) -> io::Result<OwnedFd> {
@@ -134,6 +136,7 @@ pub fn create_detached(
             Param::String(key, value) => {
                 rustix::mount::fsconfig_set_string(fs.as_fd(), *key, value.as_os_str())
             }
+            Param::Fd(key, fd) => rustix::mount::fsconfig_set_fd(fs.as_fd(), *key, fd),
         }
         .map_err(|errno| with_kernel_words(fs.as_fd(), errno))?;
     }
@@ -225,6 +228,15 @@ pub fn detached_tmpfs(size: Option<u64>) -> io::Result<OwnedFd> {
         params.push(Param::String("size", size.to_string().into()));
     }
     create_detached("tmpfs", &params, MountAttrs::default(), || Ok(()))
+}
+
+/// Whether this process may create filesystems of a type (fsopen(2)), which loads its module.
+///
+/// # Errors
+/// ENODEV when the kernel has none of that type, EPERM without CAP_SYS_ADMIN.
+pub fn can_open(fs_type: &str) -> io::Result<()> {
+    rustix::mount::fsopen(fs_type, FsOpenFlags::FSOPEN_CLOEXEC)?;
+    Ok(())
 }
 
 /// Whether an overlayfs that is mounted anywhere, in whatever mount namespace or none, has `dir` as

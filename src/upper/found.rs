@@ -11,32 +11,11 @@ use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 use super::markers::{Namespace, is_whiteout_device, mark_in, parse_number};
+use super::overlayfs::INCOMPAT;
 use super::work::{PENDING, WHITEOUT};
 use super::{PROBES, UpperError, io_error};
 use crate::inode::Kind;
-use crate::sys::{self, fs};
-
-/// Directory of `work/work` in which overlayfs notes what a mount must know before it clears it
-/// (`fs/overlayfs/super.c:ovl_create_volatile_dirty()`).
-const INCOMPAT: &[u8] = b"incompat";
-
-/// Whether overlayfs has one of the two directories mounted, as far as this process may know. It
-/// takes no lock that could be seen, and what it has in its work directory must not be cleared.
-///
-/// The kernel is asked only where overlayfs was the last to use the work directory, whose mode
-/// tells: it logs each question.
-/// EPERM where this process may not ask.
-pub(super) fn overlayfs_has(
-    upper: BorrowedFd<'_>,
-    workdir: BorrowedFd<'_>,
-) -> std::io::Result<bool> {
-    match fs::stat(workdir, b"work") {
-        Ok(work) if work.attr.kind == Kind::Dir && work.attr.perm == 0 => {}
-        Ok(_) | Err(Errno::NOENT) => return Ok(false),
-        Err(errno) => return Err(errno.into()),
-    }
-    Ok(sys::mount::overlayfs_has(workdir)? || sys::mount::overlayfs_has(upper)?)
-}
+use crate::sys::fs;
 
 /// Refuses a work directory that holds anything else than what overlayfs and tarnfs leave in one.
 pub(super) fn check_work(path: &Path, workdir: BorrowedFd<'_>) -> Result<(), UpperError> {

@@ -2,7 +2,8 @@
 //!
 //! [`Upper`] owns the descriptors of the upper and the work directory and the lock on both; the
 //! marks on disk have their home in [`markers`], the making and publishing of new entries in
-//! [`work`], the look at what is there already in [`found`]. It knows nothing of the lower.
+//! [`work`], the look at what is there already in [`found`], what is shared with a living overlayfs
+//! in [`overlayfs`]. It knows nothing of the lower.
 //!
 //! Invariants: one mount at a time uses an upper (flock on both directories; overlayfs is asked,
 //! which takes none); everything in
@@ -14,6 +15,7 @@
 pub mod acl;
 mod found;
 pub mod markers;
+mod overlayfs;
 pub mod work;
 
 use std::fs::DirBuilder;
@@ -28,6 +30,7 @@ use rustix::io::Errno;
 use crate::sys::fs;
 use found::Bears;
 use markers::Namespace;
+pub use overlayfs::{end_volatile, overlayfs_has};
 
 /// Why an upper directory cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -147,7 +150,7 @@ impl Upper {
         lock(upper, root.as_fd())?;
         lock(work, workdir.as_fd())?;
         let failed = |doing| move |errno: Errno| io_error(work, doing, errno.into());
-        match found::overlayfs_has(root.as_fd(), workdir.as_fd()) {
+        match overlayfs::has(root.as_fd(), workdir.as_fd()) {
             Ok(false) => {}
             Ok(true) => return Err(UpperError::Busy(upper.into())),
             // An ordinary user, who cannot know.
@@ -191,6 +194,12 @@ impl Upper {
     #[must_use]
     pub fn root(&self) -> BorrowedFd<'_> {
         self.root.as_fd()
+    }
+
+    /// The directory that was given as `work`.
+    #[must_use]
+    pub fn workdir(&self) -> BorrowedFd<'_> {
+        self.workdir.as_fd()
     }
 
     /// The namespace of the marks.

@@ -101,3 +101,32 @@ pub(crate) fn assert_same(want: &BTreeMap<Vec<u8>, String>, got: &BTreeMap<Vec<u
         shown.join("\n")
     );
 }
+
+/// [`describe`] with the bytes of files and without link counts, which overlayfs has in its own way.
+pub(crate) fn described(root: &Path) -> BTreeMap<Vec<u8>, String> {
+    let mut all = describe(root);
+    for (name, line) in &mut all {
+        let path = root.join(OsStr::from_bytes(name));
+        if fs::symlink_metadata(&path).unwrap().is_file() {
+            let data = fs::read(&path).unwrap_or_else(|e| panic!("{path:?}: {e}"));
+            let sum = data.iter().fold(0_u64, |sum, &byte| {
+                sum.wrapping_mul(0x0100_0000_01b3) ^ u64::from(byte)
+            });
+            *line += &format!(" data {sum:016x}");
+        }
+        let (before, rest) = line.split_once(" links ").unwrap();
+        let (_, after) = rest.split_once(' ').unwrap();
+        *line = format!("{before} {after}");
+        // Our own mark: hidden by us, an attribute like any other for overlayfs.
+        for mark in ["trusted.tarnfs.ino", "user.tarnfs.ino"] {
+            if let Some((before, rest)) = line.split_once(&format!(" \"{mark}\"=")) {
+                let (_, after) = rest
+                    .split_once('"')
+                    .and_then(|(_, r)| r.split_once('"'))
+                    .unwrap();
+                *line = format!("{before}{after}");
+            }
+        }
+    }
+    all
+}

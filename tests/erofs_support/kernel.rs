@@ -1,5 +1,8 @@
 //! EROFS mounts that are attached nowhere: they end with their descriptor, also after a panic.
 
+// Each test file uses its part of this.
+#![allow(dead_code)]
+
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
