@@ -237,6 +237,11 @@ fn a_private_upper_goes_when_its_mount_goes() {
     assert_eq!(fs::read(mount.at("a/x")).unwrap(), b"x");
     mount.unmount();
     assert_eq!((world.private(), records_of(world.sandbox.path())), (0, 0));
+    // So does a late `tarnfs umount`.
+    let mount = world.kernel(&[]);
+    umount(mount.path());
+    mount.unmount();
+    assert_eq!((world.private(), records_of(world.sandbox.path())), (0, 0));
 }
 
 #[test]
@@ -471,4 +476,109 @@ fn an_index_on_overlayfs_is_the_servers() {
     assert_eq!(fs_type(mount.path()), "fuse.tarnfs");
     mount.unmount();
     umount(&at);
+}
+
+/// A root filesystem with a shell.
+fn root_image() -> Option<PathBuf> {
+    Some(common::small_image()?.join("small.pax.tar"))
+}
+
+#[test]
+fn an_actor_runs_on_the_kernel_engine() {
+    let Some(world) = world() else { return };
+    let Some(tar) = root_image() else { return };
+    let (upper, work) = world.upper();
+    let run = |options: &[&str], script: &str| {
+        let words = [&["run"], options].concat();
+        let words = words.iter().map(OsStr::new).chain([tar.as_os_str()]);
+        let command = ["--", "/bin/sh", "-c", script].map(OsStr::new);
+        world.sandbox.tarnfs(words.chain(command))
+    };
+    // What serves / is in its mountinfo.
+    let script = "while read -r _ _ _ _ at _ _ rest; do
+            test \"$at\" = / && echo \"$rest\"; done </proc/self/mountinfo; echo new >/new; exit 7";
+    let kept = ["--upper", &upper, "--work", &work];
+    for (engine, serves) in [("kernel", "overlay tarnfs:"), ("auto", "overlay tarnfs:")] {
+        let output = run(&[&["--engine", engine][..], &kept].concat(), script);
+        assert_eq!(output.status.code(), Some(7), "{}", text(&output.stderr));
+        let said = text(&output.stdout);
+        assert!(said.contains(serves), "{said}");
+        assert_eq!(fs::read(Path::new(&upper).join("new")).unwrap(), b"new\n");
+    }
+    // The other engine finds it.
+    let output = run(&kept, "cat /new");
+    assert_ok(&output, "run");
+    assert_eq!(text(&output.stdout), "new\n");
+    let private = run(KERNEL, script);
+    assert_eq!(private.status.code(), Some(7), "{}", text(&private.stderr));
+    let output = run(&["--engine", "kernel", "--read-only"], "echo >/new");
+    assert!(!output.status.success());
+    assert!(
+        text(&output.stderr).contains("Read-only"),
+        "{}",
+        text(&output.stderr)
+    );
+    // An upper that a mount has, and one that the kernel engine cannot have.
+    let mount = world.sandbox.mount("mnt", &tar, &[KERNEL, &kept].concat());
+    for work in [work.clone(), work.clone() + "2"] {
+        let said = one_line(&run(&["--upper", &upper, "--work", &work], ""));
+        assert!(said.contains("in use by another mount"), "{said}");
+    }
+    mount.unmount();
+    let set = ["-n", "user.overlay.impure", "-v", "y"].map(OsStr::new);
+    let marked = world.sandbox.dir("marked");
+    ok("setfattr", set.into_iter().chain([marked.as_os_str()]));
+    let marked = ["--upper", marked.to_str().unwrap()];
+    assert_ok(
+        &run(&[&["--engine", "auto"][..], &marked].concat(), "true"),
+        "auto",
+    );
+    let said = one_line(&run(&[KERNEL, &marked].concat(), "true"));
+    assert!(
+        said.contains("kernel engine: the upper was written"),
+        "{said}"
+    );
+    let actors = fs::read_dir(world.sandbox.at("store/actors")).unwrap();
+    let left = actors.filter(|e| {
+        !e.as_ref()
+            .unwrap()
+            .file_name()
+            .to_string_lossy()
+            .starts_with('.')
+    });
+    assert_eq!(left.count(), 0);
+    assert_eq!(records_of(world.sandbox.path()), 0);
+}
+
+#[test]
+fn a_bundle_on_the_kernel_engine_is_made_and_removed() {
+    let Some(world) = world() else { return };
+    let Some(tar) = root_image() else { return };
+    let dir = world.sandbox.at("b");
+    let make = ["bundle", "--engine", "kernel"].map(OsStr::new);
+    let places = [tar.as_os_str(), dir.as_os_str()];
+    world.sandbox.tarnfs_ok([&make[..], &places].concat());
+    assert_eq!(fs_type(&dir.join("rootfs")), "overlay");
+    fs::write(dir.join("rootfs/new"), "new").unwrap();
+    assert_eq!(fs::read(dir.join("upper/new")).unwrap(), b"new");
+    // A container that has the mount in a namespace of its own keeps it.
+    let mut container = Command::new("unshare");
+    container.args(["-m", "sh", "-c", "echo; exec sleep 300"]);
+    let mut container = container
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = [0];
+    std::io::Read::read_exact(container.stdout.as_mut().unwrap(), &mut line).unwrap();
+    let remove = ["bundle".as_ref(), "--remove".as_ref(), dir.as_os_str()];
+    for _ in 0..2 {
+        let said = one_line(&world.sandbox.tarnfs(remove));
+        assert!(said.contains("still in use"), "{said}");
+        assert!(dir.join("upper/new").exists());
+    }
+    container.kill().unwrap();
+    container.wait().unwrap();
+    world.sandbox.tarnfs_ok(remove);
+    assert!(!dir.exists());
+    assert_eq!(records_of(world.sandbox.path()), 0);
 }

@@ -22,7 +22,8 @@ use serde::{Deserialize, Serialize};
 use super::image::{Program, SHELLS};
 use super::spec::{self, Capabilities, IdMapping, Mount, Namespace, Net, Process, Spec};
 use super::{ActorError, inroot, mounts, run, users};
-use crate::mount::{How, find_mount, remove_private, unmount};
+use crate::mount::{How, MountError, find_mount, remove_private, unmount};
+use crate::upper::overlayfs_has;
 
 const RECORD: &str = "tarnfs-bundle.json";
 
@@ -297,6 +298,13 @@ pub fn remove(dir: &Path, keep_upper: bool) -> Result<(), ActorError> {
         wait: Duration::from_secs(60),
     };
     unmount(&dir.join("rootfs"), how).map_err(|e| ActorError::Mount(Box::new(e)))?;
+    let (upper, work) = (dir.join("upper"), dir.join("work"));
+    // A container may have the mount in a namespace of its own, where the kernel serves it.
+    if overlayfs_has(&upper, &work).unwrap_or(false) {
+        return Err(ActorError::Mount(Box::new(MountError::StillUsed(
+            dir.join("rootfs"),
+        ))));
+    }
     let keep_upper = keep_upper && dir.join("upper").exists();
     let mut doomed = vec!["config.json", "files"];
     if !keep_upper {

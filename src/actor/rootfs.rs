@@ -1,13 +1,15 @@
-//! The joint to the layers below: puts the root filesystem of an actor at a directory.
+//! The joint to the layers below, and to either engine: puts the root filesystem of an actor at a directory.
 
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::{ActorError, userns};
 use crate::lower::Lower;
-use crate::mount::{MountOptions, Server};
+use crate::mount::{EngineChoice, MountError, MountOptions, Server, kernel, state_dirs};
 use crate::overlay::{self, Overlay};
-use crate::upper::Upper;
+use crate::sys;
+use crate::upper::{Upper, UpperError};
 
 /// Where an actor's root filesystem comes from.
 #[derive(Debug)]
@@ -39,34 +41,73 @@ pub enum Writes {
     },
 }
 
-/// A root filesystem that this process serves.
+/// A root filesystem that is served.
 #[derive(Debug)]
 pub struct Served {
-    server: Option<Server>,
+    by: By,
+}
+
+#[derive(Debug)]
+enum By {
+    /// This process.
+    Server(Server),
+    /// The kernel. The overlay keeps the locks on the upper.
+    Kernel { _locked: Box<Overlay> },
+    /// Whoever serves the directory.
+    Others,
 }
 
 /// Mounts `source` at `at`, in the mount namespace of the calling thread, and serves it from
-/// threads of this process until [`Served::finish`].
+/// threads of this process until [`Served::finish`], unless the kernel does.
 ///
 /// # Errors
 /// [`ActorError::Mount`] and the system's.
-pub fn serve(source: Source, writes: &Writes, at: &Path) -> Result<Served, ActorError> {
-    match source {
+pub fn serve(
+    source: Source,
+    writes: &Writes,
+    engine: EngineChoice,
+    at: &Path,
+) -> Result<Served, ActorError> {
+    let by = match source {
         Source::Dir(dir) => {
             rustix::mount::mount_bind_recursive(&dir, at)
                 .map_err(|e| ActorError::path("cannot bind at", at)(e.into()))?;
-            Ok(Served { server: None })
+            By::Others
         }
         Source::Image { name, lower } => {
-            let overlay = open(*lower, writes)?;
             let mut options = MountOptions::new(name);
             options.fuse.read_only = *writes == Writes::ReadOnly;
-            let server = Server::start(Arc::new(overlay), at, &options).map_err(failed)?;
-            Ok(Served {
-                server: Some(server),
-            })
+            serve_image(open(*lower, writes)?, writes, engine, at, &options)?
         }
+    };
+    Ok(Served { by })
+}
+
+fn serve_image(
+    mut overlay: Overlay,
+    writes: &Writes,
+    engine: EngineChoice,
+    at: &Path,
+    options: &MountOptions,
+) -> Result<By, ActorError> {
+    if engine != EngineChoice::Fuse {
+        match kernel::create(&overlay, options) {
+            Ok(mount) => {
+                sys::mount::attach(mount.as_fd(), at)
+                    .map_err(ActorError::path("cannot mount on", at))?;
+                let _locked = Box::new(overlay);
+                return Ok(By::Kernel { _locked });
+            }
+            Err(error @ MountError::KernelEngine(_)) if engine == EngineChoice::Auto => {
+                tracing::info!("engine fuse: {error}");
+            }
+            Err(error) => return Err(failed(error)),
+        }
+        // overlayfs may have been in the work directory before it failed.
+        overlay = open(overlay.into_lower(), writes)?;
     }
+    let server = Server::start(Arc::new(overlay), at, options).map_err(failed)?;
+    Ok(By::Server(server))
 }
 
 fn open(lower: Lower, writes: &Writes) -> Result<Overlay, ActorError> {
@@ -85,6 +126,9 @@ fn open(lower: Lower, writes: &Writes) -> Result<Overlay, ActorError> {
         squash: userns::is_single().then_some((0, 0)),
         ..overlay::Options::default()
     };
+    if kernel::has_upper(&state_dirs(), upper) {
+        return Err(failed(UpperError::Busy(upper.clone())));
+    }
     let upper = Upper::open(upper, work).map_err(failed)?;
     Overlay::with_upper(lower, upper, options).map_err(failed)
 }
@@ -100,9 +144,10 @@ impl Served {
     /// # Errors
     /// [`ActorError::Mount`].
     pub fn finish(self) -> Result<(), ActorError> {
-        match self.server {
-            Some(server) => server.wait().map(drop).map_err(failed),
-            None => Ok(()),
+        match self.by {
+            By::Server(server) => server.wait().map(drop).map_err(failed),
+            // overlayfs has written all before its mount was gone.
+            By::Kernel { .. } | By::Others => Ok(()),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! A throwaway actor, start to end.
 //!
-//! Three processes: this one serves the filesystem and waits; its child is the init
+//! Three processes: this one serves the filesystem, unless the kernel does, and waits; its child is the init
 //! ([`super::init`]); the init's child is the program. The mount is made in a mount namespace of
 //! one thread of this process, inherited by the init, and let go of here as soon as the init has
 //! it: then the mount lives exactly as long as the actor, and nothing of it is ever visible on
@@ -28,6 +28,7 @@ use super::rootfs::{self, Source, Writes};
 use super::scratch::Scratch;
 use super::spec::{self, Capabilities, Mount, Net};
 use super::{mounts, scratch};
+use crate::mount::EngineChoice;
 use crate::sys::namespace::{self, Blocked};
 
 /// What to run, in what.
@@ -35,6 +36,8 @@ use crate::sys::namespace::{self, Blocked};
 pub struct Options {
     /// Where its writes go; `None` is a private upper of the actor's own.
     pub writes: Option<Writes>,
+    /// What serves the root filesystem.
+    pub engine: EngineChoice,
     /// Keep the private upper when the program has ended.
     pub keep: bool,
     /// Where private uppers live.
@@ -141,7 +144,7 @@ fn live(
         work: scratch.work(),
         volatile: !options.keep,
     });
-    let served = rootfs::serve(source, &writes, &root)?;
+    let served = rootfs::serve(source, &writes, options.engine, &root)?;
     let ended = start(options, scratch, &writes, nofile).and_then(|(mut child, report)| {
         let ended = attend(&mut child, report, signals, &root);
         if ended.is_err() {

@@ -6,6 +6,7 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context, bail};
 
+use super::engine::EngineName;
 use super::run::{ProgramArgs, parse_net, work_beside};
 use super::{Global, image};
 use tarnfs::actor::bundle::{self, Bundle, Config, Record};
@@ -13,7 +14,7 @@ use tarnfs::actor::spec::Net;
 
 /// Make an OCI bundle that runc, crun, runsc … run
 ///
-/// Mounts the image at DIR/rootfs with a server in the background and writes DIR/config.json.
+/// Mounts the image at DIR/rootfs as `tarnfs mount` does and writes DIR/config.json.
 /// What is written lies in DIR/upper, unless --upper names another place; after a restart the same
 /// command mounts it again.
 #[derive(Debug, clap::Args)]
@@ -34,6 +35,9 @@ pub(crate) struct Args {
     /// Let nothing be written
     #[arg(long)]
     read_only: bool,
+    /// What serves the root filesystem [default: fuse]
+    #[arg(long, value_name = "ENGINE", value_enum)]
+    engine: Option<EngineName>,
     /// The runtime is to make a terminal
     #[arg(long)]
     terminal: bool,
@@ -99,7 +103,7 @@ pub(crate) fn run(global: &Global, args: Args) -> anyhow::Result<ExitCode> {
         made_dir: false,
     };
     let bundle = Bundle::prepare(dir, record)?;
-    let made = mount(&bundle, store.dir(), &tar).and_then(|mounted| {
+    let made = mount(&bundle, args.engine, store.dir(), &tar).and_then(|mounted| {
         if mounted {
             bundle.configure(&config)?;
         }
@@ -121,13 +125,21 @@ fn rootless() -> Option<(u32, u32)> {
 }
 
 /// Mounts the root filesystem as `tarnfs mount` does, by that very command: its server stays in
-/// the background. False when it failed, and has said why.
-fn mount(bundle: &Bundle, store: &std::path::Path, tar: &std::path::Path) -> anyhow::Result<bool> {
+/// the background, if it has one. False when it failed, and has said why.
+fn mount(
+    bundle: &Bundle,
+    engine: Option<EngineName>,
+    store: &std::path::Path,
+    tar: &std::path::Path,
+) -> anyhow::Result<bool> {
     if bundle.is_mounted()? {
         return Ok(true);
     }
     let mut command = Command::new("/proc/self/exe");
     command.arg("mount").arg("--store").arg(store);
+    if let Some(engine) = engine {
+        command.arg("--engine").arg(engine.name());
+    }
     match bundle.writes() {
         Some((upper, work)) => command.arg("--upper").arg(upper).arg("--work").arg(work),
         None => command.arg("--read-only"),

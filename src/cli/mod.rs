@@ -4,6 +4,7 @@ mod bundle;
 mod cat;
 mod demo;
 mod doctor;
+mod engine;
 mod generate;
 mod helper;
 mod image;

@@ -13,15 +13,16 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use tarnfs::lower::Lower;
 use tarnfs::mount::{
-    MountError, MountOptions, Rights, Scratch, Server, Signals, check_point, detach_from_terminal,
-    engine_of, find_mount, kernel, prepare_process, resolve_point, rights, state_dirs,
-    wait_for_leaving,
+    EngineChoice, MountError, MountOptions, Rights, Scratch, Server, Signals, check_point,
+    detach_from_terminal, engine_of, find_mount, kernel, prepare_process, resolve_point, rights,
+    state_dirs, wait_for_leaving,
 };
 use tarnfs::overlay::{self, Overlay};
 use tarnfs::sys::mount::{MountAttrs, set_attrs};
 use tarnfs::upper::{Upper, UpperError};
 
-use super::mount_options::{EngineChoice, Options, parse_size};
+use super::engine::EngineName;
+use super::mount_options::{Options, parse_size};
 use super::{Global, image, logging};
 
 /// What a background server writes when its mount can be used.
@@ -77,7 +78,7 @@ pub(crate) struct Args {
     read_only: bool,
     /// Who serves the mount [default: fuse]
     #[arg(long, value_name = "ENGINE", value_enum)]
-    engine: Option<EngineChoice>,
+    engine: Option<EngineName>,
     /// Stay in the foreground
     #[arg(short, long)]
     foreground: bool,
@@ -192,7 +193,11 @@ impl Plan {
             dir: absolute(&args.dir)?,
             read_only: args.read_only || writes == Writes::Refused,
             writes,
-            engine: args.engine.or(options.engine).unwrap_or(EngineChoice::Fuse),
+            engine: args
+                .engine
+                .map(|name| name.0)
+                .or(options.engine)
+                .unwrap_or_default(),
             options,
             foreground: args.foreground,
         })

@@ -5,18 +5,10 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 
 use anyhow::{Context, bail};
+use tarnfs::mount::EngineChoice;
 use tarnfs::sys::mount::MountAttrs;
 
-/// Who is to serve a mount.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub(crate) enum EngineChoice {
-    /// A FUSE server in the background, for everybody
-    Fuse,
-    /// The kernel itself, with EROFS and overlayfs; root, Linux 6.12
-    Kernel,
-    /// The kernel where it can, else a server
-    Auto,
-}
+use super::engine::EngineName;
 
 /// What a list of options asks for. The last word on a thing counts.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -148,7 +140,7 @@ impl Options {
             "engine" => {
                 let name = text()?;
                 let parsed = clap::ValueEnum::from_str(&name, false);
-                let Ok(engine) = parsed else {
+                let Ok(EngineName(engine)) = parsed else {
                     bail!("mount option engine={name}: there are fuse, kernel and auto");
                 };
                 self.engine = Some(engine);

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 
+use super::engine::EngineName;
 use super::{Global, image, print};
 use tarnfs::actor::image::{Asked, ImageConfig, Program};
 use tarnfs::actor::rootfs::{Source, Writes};
@@ -39,6 +40,9 @@ pub(crate) struct Args {
     /// Let nothing be written
     #[arg(long)]
     read_only: bool,
+    /// What serves the root filesystem [default: fuse]
+    #[arg(long, value_name = "ENGINE", value_enum)]
+    engine: Option<EngineName>,
     /// Remove the private upper at the end (the default)
     #[arg(long, conflicts_with = "keep")]
     rm: bool,
@@ -165,6 +169,7 @@ fn ended(global: &Global, args: &Args) -> anyhow::Result<actor::Ended> {
     };
     let options = actor::Options {
         writes,
+        engine: args.engine.map(|name| name.0).unwrap_or_default(),
         keep: args.keep && !args.rm,
         store: std::path::absolute(store.dir())?,
         program,
