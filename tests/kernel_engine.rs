@@ -582,3 +582,29 @@ fn a_bundle_on_the_kernel_engine_is_made_and_removed() {
     assert!(!dir.exists());
     assert_eq!(records_of(world.sandbox.path()), 0);
 }
+
+#[test]
+fn the_doctor_knows_the_engine() {
+    let Some(world) = world() else { return };
+    let before = fs::read_dir(world.sandbox.path()).unwrap().count();
+    let said = world.sandbox.tarnfs_ok(["doctor"]);
+    let mut lines = said.lines();
+    let found = lines.find(|line| line.contains("kernel engine")).unwrap();
+    assert!(
+        found.starts_with("ok ") && found.contains("probed"),
+        "{found}"
+    );
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid=1000", "--regid=1000", "--clear-groups"]);
+    command.arg(TARNFS).args(["--store", "/tmp", "doctor"]);
+    let said = text(&run(command).stdout);
+    let mut lines = said.lines();
+    let found = lines.find(|line| line.contains("kernel engine: ")).unwrap();
+    assert!(
+        found.starts_with("limited ") && found.contains("needs root"),
+        "{found}"
+    );
+    // Tried, and nothing left.
+    assert_eq!(fs::read_dir(world.sandbox.path()).unwrap().count(), before);
+    assert!(mounts_below(world.sandbox.path()).is_empty());
+}

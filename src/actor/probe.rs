@@ -15,8 +15,10 @@ use rustix::process::{Resource, getrlimit};
 use serde::Serialize;
 
 use super::userns::{self, Mapping};
-use crate::mount::kernel;
-use crate::store::Store;
+use crate::mount::{MountError, MountOptions, kernel};
+use crate::overlay::{self, Overlay};
+use crate::store::{Image, Store};
+use crate::upper::Upper;
 
 /// The hidden subcommand that [`all`] tries a user namespace with; see [`userns_main`].
 pub const SUBCOMMAND: &str = "__probe-userns";
@@ -72,10 +74,12 @@ pub fn all(store: &Path) -> (Vec<Finding>, bool) {
     let fuse = fuse();
     let user_namespaces = user_namespaces();
     let helper = fusermount();
-    let can_mount = fuse.state != State::Missing
+    let engine = kernel_engine(store);
+    let can_serve = fuse.state != State::Missing
         && (privileged
             || user_namespaces.state != State::Missing
             || helper.state != State::Missing);
+    let can_mount = can_serve || engine.state == State::Ok;
     let mut findings = vec![
         kernel(&release, version),
         fuse,
@@ -86,6 +90,7 @@ pub fn all(store: &Path) -> (Vec<Finding>, bool) {
         helper,
         open_files(),
         overlayfs(),
+        engine,
     ];
     findings.extend(upper(store));
     (findings, can_mount)
@@ -104,7 +109,7 @@ fn kernel(release: &str, version: Option<(u32, u32)>) -> Finding {
             "kernel",
             State::Limited,
             release,
-            "works; to mount an index without tarnfs takes 6.12",
+            "works; the kernel engine takes 6.12",
         ),
         _ => finding(
             "kernel",
@@ -188,10 +193,9 @@ fn erofs(version: Option<(u32, u32)>, privileged: bool) -> Finding {
     )
 }
 
-/// Makes an EROFS superblock of a real index; mounted nowhere, it is gone with its descriptor.
-fn try_erofs() -> io::Result<()> {
-    let dir = tempfile::tempdir()?;
-    let tar = dir.path().join("probe.tar");
+/// The image of a small tar, both made in `dir`.
+fn small_image(dir: &Path) -> io::Result<Image> {
+    let tar = dir.join("probe.tar");
     let mut builder = tar::Builder::new(fs::File::create(&tar)?);
     let mut header = tar::Header::new_gnu();
     header.set_size(5);
@@ -199,9 +203,15 @@ fn try_erofs() -> io::Result<()> {
     header.set_cksum();
     builder.append_data(&mut header, "hello", &b"hello"[..])?;
     builder.into_inner()?.sync_all()?;
-    let image = Store::open(dir.path())
+    Store::open(dir)
         .tar_image(&tar, &mut |_| {})
-        .map_err(io::Error::other)?;
+        .map_err(io::Error::other)
+}
+
+/// Makes an EROFS superblock of a real index; mounted nowhere, it is gone with its descriptor.
+fn try_erofs() -> io::Result<()> {
+    let dir = tempfile::tempdir()?;
+    let image = small_image(dir.path())?;
     let context = fsopen("erofs", FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_set_string(context.as_fd(), "source", image.index_path())?;
     for blob in image.blobs() {
@@ -367,18 +377,63 @@ fn overlayfs() -> Finding {
     }
 }
 
+/// Tries the second engine where private uppers would lie.
+fn kernel_engine(store: &Path) -> Finding {
+    let name = "kernel engine";
+    match try_kernel_engine(existing(store)) {
+        Ok(()) => finding(
+            name,
+            State::Ok,
+            "probed: a small tar was mounted, with an upper",
+            "--engine kernel and --engine auto mount without a server",
+        ),
+        Err(why) => finding(
+            name,
+            State::Limited,
+            why,
+            "mounts have a FUSE server; --engine auto takes one as well",
+        ),
+    }
+}
+
+fn try_kernel_engine(parent: &Path) -> Result<(), String> {
+    // Before anything is made.
+    kernel::check().map_err(|error| error.to_string())?;
+    let dir = temporary(parent).map_err(|error| format!("{}: {error}", parent.display()))?;
+    let tried = || -> Result<(), Box<dyn std::error::Error>> {
+        let lower = small_image(dir.path())?.lower()?;
+        let (upper, work) = (dir.path().join("upper"), dir.path().join("work"));
+        fs::create_dir(&upper)?;
+        let upper = Upper::open(&upper, &work)?;
+        let overlay = Overlay::with_upper(lower, upper, overlay::Options::default())?;
+        kernel::create(&overlay, &MountOptions::new("probe"))?;
+        Ok(())
+    };
+    tried().map_err(|error| match error.downcast_ref::<MountError>() {
+        Some(error) => error.to_string(),
+        None => format!("{}: {error}", parent.display()),
+    })
+}
+
+/// The directory at or above `path` that exists.
+fn existing(path: &Path) -> &Path {
+    path.ancestors()
+        .find(|dir| dir.is_dir())
+        .unwrap_or(Path::new("/"))
+}
+
+fn temporary(parent: &Path) -> io::Result<tempfile::TempDir> {
+    tempfile::Builder::new()
+        .prefix(".tarnfs-probe-")
+        .tempdir_in(parent)
+}
+
 /// What the filesystem of the store can do as an upper.
 fn upper(store: &Path) -> Vec<Finding> {
     let name = "upper filesystem";
-    let existing = store
-        .ancestors()
-        .find(|dir| dir.is_dir())
-        .unwrap_or(Path::new("/"));
+    let existing = existing(store);
     let shown = existing.display();
-    let dir = match tempfile::Builder::new()
-        .prefix(".tarnfs-probe-")
-        .tempdir_in(existing)
-    {
+    let dir = match temporary(existing) {
         Ok(dir) => dir,
         Err(error) => {
             return vec![finding(
