@@ -298,9 +298,8 @@ pub fn remove(dir: &Path, keep_upper: bool) -> Result<(), ActorError> {
         wait: Duration::from_secs(60),
     };
     unmount(&dir.join("rootfs"), how).map_err(|e| ActorError::Mount(Box::new(e)))?;
-    let (upper, work) = (dir.join("upper"), dir.join("work"));
     // A container may have the mount in a namespace of its own, where the kernel serves it.
-    if overlayfs_has(&upper, &work).unwrap_or(false) {
+    if overlayfs_has(&dir.join("work")).unwrap_or(false) {
         return Err(ActorError::Mount(Box::new(MountError::StillUsed(
             dir.join("rootfs"),
         ))));

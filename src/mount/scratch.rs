@@ -163,7 +163,7 @@ fn open_up(dir: &Path) -> io::Result<()> {
 
 /// Whether overlayfs has a scratch directory mounted; also when that cannot be known.
 pub(super) fn in_use(base: &Path) -> bool {
-    let found = crate::upper::overlayfs_has(&base.join("upper"), &base.join("work"));
+    let found = crate::upper::overlayfs_has(&base.join("work"));
     found.unwrap_or_else(|error| {
         tracing::debug!("{}: who uses it? {error}", base.display());
         true

@@ -17,32 +17,37 @@ use crate::sys::{self, fs};
 /// (`fs/overlayfs/super.c:ovl_create_volatile_dirty()`).
 pub(super) const INCOMPAT: &[u8] = b"incompat";
 
-/// Whether overlayfs has one of the two directories mounted, in whatever mount namespace. It takes
-/// no lock that could be seen, and what it has in its work directory must not be cleared. Paths
-/// that do not exist are in nobody's use.
+/// Whether overlayfs has a work directory mounted, and so the upper that goes with it, in whatever
+/// mount namespace. One that does not exist is in nobody's use.
 ///
 /// # Errors
 /// The system's; EPERM when this process may not ask.
-pub fn overlayfs_has(upper: &Path, work: &Path) -> io::Result<bool> {
-    let open = |path: &Path| match File::open(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        opened => opened.map(Some),
-    };
-    match (open(upper)?, open(work)?) {
-        (Some(upper), Some(work)) => has(upper.as_fd(), work.as_fd()),
-        _ => Ok(false),
+pub fn overlayfs_has(work: &Path) -> io::Result<bool> {
+    match File::open(work) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        opened => has_work(opened?.as_fd()),
     }
 }
 
-/// The kernel is asked only where overlayfs was the last to use the work directory, whose mode
-/// tells: it logs each question.
+/// Whether overlayfs has one of two directories, which need not have been mounted together. It
+/// takes no lock that could be seen, and what it has in its work directory must not be cleared.
 pub(super) fn has(upper: BorrowedFd<'_>, workdir: BorrowedFd<'_>) -> io::Result<bool> {
+    Ok(was_last(workdir)?
+        && (sys::mount::overlayfs_has(workdir)? || sys::mount::overlayfs_has(upper)?))
+}
+
+fn has_work(workdir: BorrowedFd<'_>) -> io::Result<bool> {
+    Ok(was_last(workdir)? && sys::mount::overlayfs_has(workdir)?)
+}
+
+/// Whether overlayfs was the last to use a work directory, whose mode tells. Only then is the
+/// kernel asked, which logs each question.
+fn was_last(workdir: BorrowedFd<'_>) -> io::Result<bool> {
     match fs::stat(workdir, b"work") {
-        Ok(work) if work.attr.kind == Kind::Dir && work.attr.perm == 0 => {}
-        Ok(_) | Err(Errno::NOENT) => return Ok(false),
-        Err(errno) => return Err(errno.into()),
+        Ok(work) => Ok(work.attr.kind == Kind::Dir && work.attr.perm == 0),
+        Err(Errno::NOENT) => Ok(false),
+        Err(errno) => Err(errno.into()),
     }
-    Ok(sys::mount::overlayfs_has(workdir)? || sys::mount::overlayfs_has(upper)?)
 }
 
 /// After a volatile overlayfs mount that has ended in good order: writes its upper to disk and
@@ -56,7 +61,7 @@ pub fn end_volatile(upper: &Path, work: &Path) -> io::Result<()> {
         Err(Errno::WOULDBLOCK) => return Ok(()),
         locked => locked?,
     }
-    if has(root.as_fd(), workdir.as_fd())? {
+    if has_work(workdir.as_fd())? {
         return Ok(());
     }
     rustix::fs::syncfs(&root)?;

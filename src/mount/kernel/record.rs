@@ -4,6 +4,7 @@
 //! number and the source that it names; `tarnfs umount` removes it, and the next mount those whose
 //! mount umount(8) has taken off.
 
+use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -74,9 +75,9 @@ impl KernelRecord {
     /// Whether overlayfs still has the upper, perhaps in another mount namespace or for a process
     /// that has a file open.
     fn lives_on(&self) -> bool {
-        let kept = self.upper.as_ref().is_some_and(|(upper, work)| {
+        let kept = self.upper.as_ref().is_some_and(|(_, work)| {
             // Unknown: then the mount that is gone here is gone.
-            upper::overlayfs_has(upper, work).unwrap_or(false)
+            upper::overlayfs_has(work).unwrap_or(false)
         });
         kept || self.scratch.as_deref().is_some_and(scratch::in_use)
     }
@@ -147,7 +148,7 @@ impl Found {
 /// The record of a mount.
 pub(in crate::mount) fn find(dirs: &[PathBuf], mount: &MountPoint) -> Option<Found> {
     dirs.iter()
-        .flat_map(|dir| all(dir))
+        .flat_map(|dir| of_minors(dir, |minor| minor == mount.minor))
         .find(|found| found.is_of(std::slice::from_ref(mount)))
 }
 
@@ -167,9 +168,9 @@ pub(in crate::mount) fn shows_upper(dirs: &[PathBuf], upper: &Path, seen: &[Moun
     found.any(|found| found.record.is_of(upper) && found.is_of(seen))
 }
 
-/// Every record in a state directory. What cannot be read is none; what another user may have put
-/// there is not read, since directories are removed by it.
-fn all(dir: &Path) -> Vec<Found> {
+/// Every record in a state directory, by the device numbers that are asked for. What cannot be read
+/// is none; what another user may have put there is not read, since directories are removed by it.
+fn of_minors(dir: &Path, wanted: impl Fn(u32) -> bool) -> Vec<Found> {
     let entries = registry::check_own_dir(dir).and_then(|()| std::fs::read_dir(dir));
     let Ok(entries) = entries else {
         return Vec::new();
@@ -177,7 +178,7 @@ fn all(dir: &Path) -> Vec<Found> {
     let found = |path: PathBuf| {
         let name = path.file_name()?.to_str()?;
         let minor = name.strip_prefix(PREFIX)?.strip_suffix(".json")?;
-        let minor = minor.parse().ok()?;
+        let minor = minor.parse().ok().filter(|&minor| wanted(minor))?;
         Some(Found {
             record: read(&path)?,
             path,
@@ -187,6 +188,10 @@ fn all(dir: &Path) -> Vec<Found> {
     entries
         .filter_map(|entry| found(entry.ok()?.path()))
         .collect()
+}
+
+fn all(dir: &Path) -> Vec<Found> {
+    of_minors(dir, |_| true)
 }
 
 fn read(path: &Path) -> Option<KernelRecord> {
@@ -207,11 +212,10 @@ pub(in crate::mount) fn sweep_all(dirs: &[PathBuf]) {
 /// elsewhere.
 fn sweep(dir: &Path) -> io::Result<()> {
     let here = namespace();
-    let mounted = mounts()?;
-    for found in all(dir) {
+    let mounted: HashSet<u32> = mounts()?.iter().map(|mount| mount.minor).collect();
+    for found in of_minors(dir, |minor| !mounted.contains(&minor)) {
         // A volatile upper was not unmounted by us: whether its data is all there, nobody knows.
         if found.record.namespace == here
-            && !found.is_of(&mounted)
             && let Err(error) = (KernelRecord {
                 volatile: false,
                 ..found.record.clone()
