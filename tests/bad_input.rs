@@ -390,6 +390,11 @@ fn uppers_that_cannot_be() {
     refuse(&upper, &upper, "work");
     refuse(&good.tar, &path("w"), "good.tar");
 
+    // The image in it.
+    let around = good.tar.parent().unwrap();
+    refuse(around, &path("w2"), "lies in");
+    refuse(&upper, around, "lies in");
+
     // Another filesystem.
     let tmpfs = path("tmpfs");
     ok(

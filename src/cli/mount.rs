@@ -415,6 +415,22 @@ fn open_upper(upper: &Path, work: &Path) -> Result<Upper, UpperError> {
     }
 }
 
+/// Refuses an image that whoever writes to its own mount would change.
+fn check_outside(image: &Path, dirs: &[&Path]) -> anyhow::Result<()> {
+    let at = image.canonicalize();
+    let at = at.with_context(|| image.display().to_string())?;
+    // A work directory that is yet to be made holds nothing.
+    let inside = |dir: &&&Path| dir.canonicalize().is_ok_and(|dir| at.starts_with(dir));
+    match dirs.iter().find(inside) {
+        Some(dir) => bail!(
+            "{}: lies in {}, where what is done in the mount would change it; move it elsewhere",
+            image.display(),
+            dir.display()
+        ),
+        None => Ok(()),
+    }
+}
+
 /// The filesystem to serve, and what must live as long as its mount.
 fn open_overlay(plan: &Plan, lower: Lower) -> anyhow::Result<(Overlay, Option<Scratch>)> {
     let mut options = overlay::Options {
@@ -442,6 +458,7 @@ fn open_overlay(plan: &Plan, lower: Lower) -> anyhow::Result<(Overlay, Option<Sc
                     _ => error,
                 })
                 .with_context(|| format!("upper directory {}", upper.display()))?;
+            check_outside(&plan.image, &[upper, work])?;
             (open_upper(upper, work)?, None)
         }
         Writes::Tmpfs(size) => {
