@@ -1,10 +1,9 @@
 //! Open directories, and reading them.
 //!
 //! A directory of the image alone is listed from the index. Of one that the upper holds, a
-//! descriptor keeps the [`Listing`](super::listing::Listing) that it began with until it is read
-//! from the start, or elsewhere, again: removing what was listed, piece by piece, does not merge
-//! the directory anew for each piece. What is where does not depend on that: positions belong to
-//! the entries.
+//! descriptor keeps the [`Listing`] that it began with until it is read from the start, or
+//! elsewhere, again: removing what was listed, piece by piece, does not merge the directory anew
+//! for each piece. What is where does not depend on that: positions belong to the entries.
 //!
 //! The kernel keeps listings as well. Two descriptors may fill its copy together, one with what
 //! was there before a change, so a descriptor that is opened after a change goes without the copy
