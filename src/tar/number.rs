@@ -22,16 +22,20 @@ pub(super) fn unsigned(bytes: &[u8]) -> Result<u64, Why> {
 }
 
 fn octal(bytes: &[u8]) -> Result<i64, Why> {
-    let mut digits = bytes.iter().copied().skip_while(|&b| b == b' ').peekable();
-    let mut value = 0_i64;
-    while let Some(digit @ b'0'..=b'7') = digits.peek().copied() {
-        digits.next();
-        value = value
-            .checked_mul(8)
-            .and_then(|v| v.checked_add(i64::from(digit - b'0')))
-            .ok_or("is too large")?;
+    let mut bytes = bytes;
+    while let [b' ', rest @ ..] = bytes {
+        bytes = rest;
     }
-    match digits.next() {
+    let mut value = 0_i64;
+    while let [digit @ b'0'..=b'7', rest @ ..] = bytes {
+        // The top three bits and the sign are free: eight times as much fits.
+        if value >> 60 != 0 {
+            return Err("is too large");
+        }
+        value = value << 3 | i64::from(digit - b'0');
+        bytes = rest;
+    }
+    match bytes.first() {
         None | Some(b' ' | 0) => Ok(value),
         Some(_) => Err("is not an octal number"),
     }

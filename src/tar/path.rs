@@ -7,37 +7,54 @@ use crate::name;
 const PATH_LEN_MAX: usize = 4095;
 
 /// `raw` as valid names joined by single slashes: without `.`, doubled and trailing slashes.
-/// Empty for the root.
+/// Empty for the root. Made in the buffer of `raw`.
 ///
 /// `.` is dropped and nothing else is interpreted: a `..` or a leading slash, which would lead out
 /// of the image or to somewhere else than written, is refused.
-pub(super) fn normal(raw: &[u8]) -> Result<Vec<u8>, Problem> {
-    match raw {
+pub(super) fn normal(mut raw: Vec<u8>) -> Result<Vec<u8>, Problem> {
+    match raw.as_slice() {
         [] => return Err(name::NameError::Empty.into()),
         [b'/', ..] => return Err(Problem::Absolute),
+        // As most tars have it: one move instead of one for each name.
+        [b'.', b'/', ..] => drop(raw.drain(..2)),
         _ => {}
     }
-    let mut out = Vec::with_capacity(raw.len());
-    for part in raw.split(|&b| b == b'/') {
+    let mut end = 0;
+    let mut from = 0;
+    while from < raw.len() {
+        let rest = raw.get(from..).unwrap_or_default();
+        let len = rest.iter().position(|&b| b == b'/').unwrap_or(rest.len());
+        let part = rest.get(..len).unwrap_or_default();
         match part {
-            b"" | b"." => continue,
+            b"" | b"." => {}
             b".." => return Err(Problem::DotDot),
-            _ => name::check(part)?,
+            _ => {
+                name::check(part)?;
+                // What is kept is never longer than what was read: the slash has its place.
+                if end > 0
+                    && let Some(slash) = raw.get_mut(end)
+                {
+                    *slash = b'/';
+                    end += 1;
+                }
+                if end != from {
+                    raw.copy_within(from..from + len, end);
+                }
+                end += len;
+            }
         }
-        if !out.is_empty() {
-            out.push(b'/');
-        }
-        out.extend_from_slice(part);
+        from += len + 1;
     }
-    if out.len() > PATH_LEN_MAX {
-        return Err(Problem::PathTooLong(out.len()));
+    raw.truncate(end);
+    if end > PATH_LEN_MAX {
+        return Err(Problem::PathTooLong(end));
     }
-    Ok(out)
+    Ok(raw)
 }
 
 /// The path rules for hard-link targets, with the target's name in the error.
 pub(super) fn link_target(raw: &[u8]) -> Result<Vec<u8>, Problem> {
-    normal(raw).map_err(|problem| Problem::LinkTarget {
+    normal(raw.to_vec()).map_err(|problem| Problem::LinkTarget {
         target: printable(raw),
         problem: Box::new(problem),
     })
@@ -65,23 +82,25 @@ mod tests {
             (&b"./"[..], &b""[..]),
             (b".", b""),
             (b"./a//b/./c/", b"a/b/c"),
+            (b".//./a", b"a"),
+            (b"a/./bcd//e/.", b"a/bcd/e"),
             (b"a", b"a"),
             (b"...", b"..."),
         ] {
-            assert_eq!(normal(raw).unwrap(), want);
+            assert_eq!(normal(raw.to_vec()).unwrap(), want);
         }
     }
 
     #[test]
     fn what_leads_elsewhere_is_refused() {
         for raw in [&b""[..], b"/", b"/etc", b"..", b"a/../b", b"./..", b"a\0b"] {
-            assert!(normal(raw).is_err(), "{raw:?}");
+            assert!(normal(raw.to_vec()).is_err(), "{raw:?}");
         }
-        assert!(normal(&[b'x'; 255]).is_ok());
-        assert!(normal(&[b'x'; 256]).is_err());
-        assert!(normal(&b"x/".repeat(2047)).is_ok());
+        assert!(normal(vec![b'x'; 255]).is_ok());
+        assert!(normal(vec![b'x'; 256]).is_err());
+        assert!(normal(b"x/".repeat(2047)).is_ok());
         assert!(matches!(
-            normal(&b"x/".repeat(5000)),
+            normal(b"x/".repeat(5000)),
             Err(Problem::PathTooLong(9999))
         ));
     }

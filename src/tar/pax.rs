@@ -143,25 +143,25 @@ fn record(body: &[u8]) -> Result<Split<'_>, Problem> {
         .iter()
         .take(20)
         .position(|&b| b == b' ')
-        .ok_or(bad("a record does not begin with its length"))?;
+        .ok_or_else(|| bad("a record does not begin with its length"))?;
     let digits = body.get(..blank).unwrap_or_default();
     let len = number::decimal(digits)
         .ok()
         .and_then(|len| usize::try_from(len).ok())
-        .ok_or(bad("a record's length is no number"))?;
+        .ok_or_else(|| bad("a record's length is no number"))?;
     let (this, rest) = body
         .split_at_checked(len)
-        .ok_or(bad("a record is said to be longer than its header"))?;
+        .ok_or_else(|| bad("a record is said to be longer than its header"))?;
     let this = this
         .get(blank + 1..)
-        .ok_or(bad("a record is said to be shorter than its length"))?;
+        .ok_or_else(|| bad("a record is said to be shorter than its length"))?;
     let Some((b'\n', this)) = this.split_last() else {
         return Err(bad("a record does not end where its length says"));
     };
     let equals = this
         .iter()
         .position(|&b| b == b'=')
-        .ok_or(bad("a record has no key and value"))?;
+        .ok_or_else(|| bad("a record has no key and value"))?;
     let (key, value) = this.split_at_checked(equals).unwrap_or_default();
     if key.is_empty() {
         return Err(bad("a record has an empty key"));

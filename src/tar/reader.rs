@@ -27,8 +27,10 @@ pub struct Reader<'a, R: ?Sized> {
     pos: u64,
     /// The header being looked at, for errors.
     at: u64,
-    /// The name of the entry being looked at, for errors.
-    name: Option<Vec<u8>>,
+    /// The name of the entry being looked at, for errors; the buffer of all of them.
+    name: Vec<u8>,
+    /// Whether the name is known.
+    named: bool,
     globals: Overrides,
     ended: bool,
 }
@@ -67,7 +69,8 @@ impl<'a, R: ReadAt + ?Sized> Reader<'a, R> {
             window,
             pos: 0,
             at: 0,
-            name: None,
+            name: Vec::new(),
+            named: false,
             globals: Overrides::default(),
             ended: false,
         })
@@ -91,13 +94,14 @@ impl<'a, R: ReadAt + ?Sized> Reader<'a, R> {
         if self.ended {
             return Ok(None);
         }
-        self.name = None;
+        self.named = false;
         let result = self.step();
         if !matches!(result, Ok(Some(_))) {
             self.ended = true;
         }
         result.map_err(|problem| {
-            TarError::new(self.path.clone(), self.name.as_deref(), self.at, problem)
+            let name = self.named.then_some(&*self.name);
+            TarError::new(self.path.clone(), name, self.at, problem)
         })
     }
 
@@ -111,10 +115,10 @@ impl<'a, R: ReadAt + ?Sized> Reader<'a, R> {
         };
         loop {
             self.at = self.pos;
-            let Some(block) = self.window.block(self.pos)? else {
+            let Some(&block) = self.window.block(self.pos)? else {
                 return Err(self.no_block()?);
             };
-            if block == [0; 512] {
+            if block.first() == Some(&0) && block == [0; 512] {
                 if ext.any {
                     return Err(Problem::DanglingExtension);
                 }
@@ -130,10 +134,10 @@ impl<'a, R: ReadAt + ?Sized> Reader<'a, R> {
                 b'x' | b'X' => {
                     ext.any = true;
                     let body = self.extension(&header, &mut ext.read)?;
-                    ext.overrides.apply(&body, Scope::Entry)?;
+                    ext.overrides.apply(body, Scope::Entry)?;
                 }
                 b'g' => {
-                    let body = self.extension(&header, &mut 0)?;
+                    let body = self.extension(&header, &mut 0)?.to_vec();
                     self.globals.apply(&body, Scope::Global)?;
                     ext.overrides.apply(&body, Scope::Global)?;
                 }
@@ -160,7 +164,7 @@ impl<'a, R: ReadAt + ?Sized> Reader<'a, R> {
                 let start = self
                     .window
                     .bytes(0, usize::try_from(left.min(BLOCK)).unwrap_or(0))?;
-                compressed(&start.unwrap_or_default()).unwrap_or(Problem::NotATar)
+                compressed(start.unwrap_or_default()).unwrap_or(Problem::NotATar)
             }
             (_, 0) => Problem::Truncated("without its end marker (two blocks of zeros)"),
             (_, 1..BLOCK) => Problem::Truncated("in the middle of a header"),
@@ -175,7 +179,7 @@ impl<'a, R: ReadAt + ?Sized> Reader<'a, R> {
         self.at = self.pos + BLOCK;
         match self.window.block(self.at)? {
             None => return Err(Problem::Truncated("in the middle of its end marker")),
-            Some(block) if block != [0; 512] => return Err(Problem::LoneZeroBlock),
+            Some(block) if *block != [0; 512] => return Err(Problem::LoneZeroBlock),
             Some(_) => {}
         }
         self.pos += 2 * BLOCK;
@@ -195,7 +199,7 @@ impl<'a, R: ReadAt + ?Sized> Reader<'a, R> {
                 let byte = at + u64::try_from(index).unwrap_or(0);
                 let block_start = byte - byte % BLOCK;
                 let header = self.window.block(block_start)?;
-                if header.is_some_and(|block| Header::new(&block).is_ok()) {
+                if header.is_some_and(|block| Header::new(block).is_ok()) {
                     self.at = block_start;
                     return Err(Problem::EntryAfterEnd);
                 }
@@ -239,7 +243,7 @@ impl<'a, R: ReadAt + ?Sized> Reader<'a, R> {
     }
 
     /// The body of an extended header at the current position; goes on behind it.
-    fn extension(&mut self, header: &Header<'_>, read: &mut u64) -> Result<Vec<u8>, Problem> {
+    fn extension(&mut self, header: &Header<'_>, read: &mut u64) -> Result<&[u8], Problem> {
         let body = self.body(header.size()?)?;
         *read = read.saturating_add(body.len);
         if *read > EXTENSION_MAX {
@@ -249,9 +253,10 @@ impl<'a, R: ReadAt + ?Sized> Reader<'a, R> {
         }
         let len = usize::try_from(body.len)
             .map_err(|_| Problem::Unsupported("an extended header larger than memory".into()))?;
-        let bytes = self.window.bytes(body.start, len)?;
         self.pos = body.next;
-        bytes.ok_or(Problem::Truncated("in the middle of an extended header"))
+        self.window
+            .bytes(body.start, len)?
+            .ok_or(Problem::Truncated("in the middle of an extended header"))
     }
 
     /// The entry whose own header is at the current position.
@@ -273,9 +278,12 @@ impl<'a, R: ReadAt + ?Sized> Reader<'a, R> {
         .flatten()
         .next()
         .unwrap_or_else(|| header.name());
-        let raw = &*self.name.insert(raw);
+        self.name.clear();
+        self.name.extend_from_slice(&raw);
+        self.named = true;
+        let slash = raw.ends_with(b"/");
         let name = path::normal(raw)?;
-        let is_dir_name = raw.ends_with(b"/") || name.is_empty();
+        let is_dir_name = slash || name.is_empty();
         let linkpath = overrides.linkpath.take().or(long_link);
         let linkname = || linkpath.unwrap_or_else(|| header.linkname().to_vec());
         let flag = header.typeflag();
@@ -411,7 +419,7 @@ impl<'a, R: ReadAt + ?Sized> Reader<'a, R> {
         }
         let next = self.window.block(self.pos + BLOCK)?;
         let header_follows =
-            next.is_none_or(|block| block == [0; 512] || Header::new(&block).is_ok());
+            next.is_none_or(|block| *block == [0; 512] || Header::new(block).is_ok());
         Ok((!header_follows).then_some(size))
     }
 
@@ -438,7 +446,7 @@ impl<'a, R: ReadAt + ?Sized> Reader<'a, R> {
                     .block(start)?
                     .ok_or(Problem::Truncated("in a sparse map"))?;
                 start += BLOCK;
-                if map.block(&block)? {
+                if map.block(block)? {
                     break map.finish();
                 }
             }
@@ -471,7 +479,7 @@ impl<'a, R: ReadAt + ?Sized> Reader<'a, R> {
             if !more {
                 break;
             }
-            let block: Block = self
+            let block: &Block = self
                 .window
                 .block(start)?
                 .ok_or(Problem::Truncated("in a sparse map"))?;
@@ -507,13 +515,12 @@ fn add_segments(map: &mut Map, fields: &[u8], extended: &[u8]) -> Result<bool, P
 }
 
 /// A GNU long name: C text, with one NUL or more behind it.
-fn c_string(mut body: Vec<u8>) -> Vec<u8> {
+fn c_string(body: &[u8]) -> Vec<u8> {
     let end = body
         .iter()
         .rposition(|&b| b != 0)
         .map_or(0, |last| last + 1);
-    body.truncate(end);
-    body
+    body.get(..end).unwrap_or_default().to_vec()
 }
 
 fn id(field: &'static str, id: u64) -> Result<u32, Problem> {

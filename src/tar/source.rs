@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 
 use super::error::Problem;
 
@@ -73,8 +74,8 @@ pub(super) type Block = [u8; 512];
 
 /// Bytes read at a time. Large enough for an entry with its pax header (3 blocks) and for the
 /// headers of small files one behind the other; small enough that the bodies of larger files
-/// stay unread.
-const WINDOW: usize = 4096;
+/// stay unread: to copy more costs as much as the system calls that it saves.
+const WINDOW: usize = 8192;
 
 /// A source with its length, read through a small window.
 pub(super) struct Window<'a, R: ?Sized> {
@@ -83,6 +84,8 @@ pub(super) struct Window<'a, R: ?Sized> {
     buf: Box<[u8; WINDOW]>,
     start: u64,
     filled: usize,
+    /// The last piece that was longer than the window.
+    large: Vec<u8>,
 }
 
 impl<'a, R: ReadAt + ?Sized> Window<'a, R> {
@@ -94,6 +97,7 @@ impl<'a, R: ReadAt + ?Sized> Window<'a, R> {
             buf: Box::new([0; WINDOW]),
             start: 0,
             filled: 0,
+            large: Vec::new(),
         })
     }
 
@@ -102,35 +106,32 @@ impl<'a, R: ReadAt + ?Sized> Window<'a, R> {
     }
 
     /// The 512 bytes at `offset`; `None` where the source ends before.
-    pub(super) fn block(&mut self, offset: u64) -> Result<Option<Block>, Problem> {
-        if let Some(block) = self.cached(offset) {
-            return Ok(Some(block));
-        }
-        self.filled = 0;
-        self.filled = self.source.read_at(&mut *self.buf, offset)?;
-        self.start = offset;
-        Ok(self.cached(offset))
-    }
-
-    fn cached(&self, offset: u64) -> Option<Block> {
-        let from = usize::try_from(offset.checked_sub(self.start)?).ok()?;
-        let to = from.checked_add(512).filter(|&to| to <= self.filled)?;
-        self.buf.get(from..to)?.try_into().ok()
+    pub(super) fn block(&mut self, offset: u64) -> Result<Option<&Block>, Problem> {
+        Ok(self
+            .bytes(offset, 512)?
+            .and_then(|bytes| bytes.try_into().ok()))
     }
 
     /// The `len` bytes at `offset`, of which the caller has checked that they lie within
     /// [`Self::len`] and his own bound. `None` where the source has shrunk meanwhile.
-    pub(super) fn bytes(&mut self, offset: u64, len: usize) -> Result<Option<Vec<u8>>, Problem> {
-        if let Some(from) = offset
-            .checked_sub(self.start)
-            .and_then(|o| usize::try_from(o).ok())
-            && let Some(to) = from.checked_add(len).filter(|&to| to <= self.filled)
-            && let Some(bytes) = self.buf.get(from..to)
-        {
-            return Ok(Some(bytes.to_vec()));
+    pub(super) fn bytes(&mut self, offset: u64, len: usize) -> Result<Option<&[u8]>, Problem> {
+        if len > WINDOW {
+            self.large.resize(len, 0);
+            let n = self.source.read_at(&mut self.large, offset)?;
+            return Ok((n == len).then_some(&self.large));
         }
-        let mut bytes = vec![0; len];
-        let n = self.source.read_at(&mut bytes, offset)?;
-        Ok((n == len).then_some(bytes))
+        if self.cached(offset, len).is_none() {
+            self.filled = 0;
+            self.filled = self.source.read_at(&mut *self.buf, offset)?;
+            self.start = offset;
+        }
+        Ok(self.cached(offset, len).and_then(|at| self.buf.get(at)))
+    }
+
+    /// Where in the window the `len` bytes at `offset` are, if they are there.
+    fn cached(&self, offset: u64, len: usize) -> Option<Range<usize>> {
+        let from = usize::try_from(offset.checked_sub(self.start)?).ok()?;
+        let to = from.checked_add(len).filter(|&to| to <= self.filled)?;
+        Some(from..to)
     }
 }
