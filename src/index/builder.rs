@@ -13,10 +13,11 @@
 mod links;
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry as Place;
 
 use super::extents::{self, SidePlan};
 use super::misfit::{Fault, Misfit};
-use super::tree::{Content, Inode, InodeId, Tree};
+use super::tree::{Content, Extent, Inode, InodeId, Tree};
 use crate::inode::{Kind, Time, Xattr};
 use crate::tar::{Entry, EntryKind, Segment, printable};
 
@@ -31,6 +32,11 @@ const ROOT: Id = 0;
 enum Holds {
     File {
         size: u64,
+        extents: Vec<Extent>,
+    },
+    /// A file whose bytes have to be copied to the side blob, if it is still there in the end.
+    Sparse {
+        size: u64,
         segments: Vec<Segment>,
     },
     Dir {
@@ -41,11 +47,15 @@ enum Holds {
     Device(Kind, u64),
     Fifo,
     /// A hard link to something that has not come yet.
-    Pending {
-        path: Vec<u8>,
-        target: Vec<u8>,
-        data: Option<u64>,
-    },
+    Pending(Box<Pending>),
+}
+
+/// What a hard link says of itself.
+#[derive(Debug)]
+struct Pending {
+    path: Vec<u8>,
+    target: Vec<u8>,
+    data: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -155,9 +165,9 @@ impl Builder {
             };
         };
         let parent = self.make_dir(dir, offset)?;
-        let there = self.child(parent, name);
         let holds = match kind {
             EntryKind::Dir => {
+                let there = self.child(parent, name);
                 if let Some(node) = there.and_then(|id| self.nodes.get_mut(id))
                     && matches!(node.holds, Holds::Dir { .. })
                 {
@@ -174,7 +184,7 @@ impl Builder {
                 Ok(Found::Node(id)) => {
                     self.check_link(id, &target, data)?;
                     // Also a link to its own name: GNU tar writes it if a file is packed twice.
-                    return if there == Some(id) {
+                    return if self.child(parent, name) == Some(id) {
                         Ok(())
                     } else {
                         self.put(parent, name, id)
@@ -185,14 +195,17 @@ impl Builder {
                     if target == path {
                         return Err(Misfit::LinkToItself);
                     }
-                    Holds::Pending {
+                    Holds::Pending(Box::new(Pending {
                         path: path.to_vec(),
                         target,
                         data,
-                    }
+                    }))
                 }
             },
-            EntryKind::File { size, segments } => Holds::File { size, segments },
+            EntryKind::File { size, segments } => match extents::in_tar(size, &segments) {
+                Some(extents) => Holds::File { size, extents },
+                None => Holds::Sparse { size, segments },
+            },
             EntryKind::Symlink(target) => Holds::Symlink(target.into()),
             EntryKind::Device(kind, number) => Holds::Device(kind, number),
             EntryKind::Fifo => Holds::Fifo,
@@ -239,26 +252,28 @@ impl Builder {
 
     /// Lets `name` in `parent` lead to `id`, in place of what it led to.
     fn put(&mut self, parent: Id, name: &[u8], id: Id) -> Result<(), Misfit> {
-        if let Some(old) = self.child(parent, name)
-            && let Some(node) = self.nodes.get_mut(old)
-        {
+        self.name_added(id)?;
+        let Some(Holds::Dir { children, .. }) = self.nodes.get_mut(parent).map(|n| &mut n.holds)
+        else {
+            return Ok(());
+        };
+        // One search for what nearly all are: new names.
+        let old = match children.entry(name.into()) {
+            Place::Vacant(place) => {
+                place.insert(id);
+                return Ok(());
+            }
+            Place::Occupied(mut place) => place.insert(id),
+        };
+        if let Some(node) = self.nodes.get_mut(old) {
             if let Holds::Dir { children, .. } = &node.holds {
+                // After a fault the builder is of no use; nothing is taken back.
                 if !children.is_empty() {
                     return Err(Misfit::OverDirectory);
                 }
                 self.last_dir = (Vec::new(), ROOT);
             }
             node.names = node.names.saturating_sub(1);
-        }
-        self.name_added(id)?;
-        if let Some(Holds::Dir { children, .. }) = self.nodes.get_mut(parent).map(|n| &mut n.holds)
-        {
-            match children.get_mut(name) {
-                Some(slot) => *slot = id,
-                None => {
-                    children.insert(name.into(), id);
-                }
-            }
         }
         Ok(())
     }
@@ -326,7 +341,7 @@ impl Builder {
         let mut number = Vec::with_capacity(self.nodes.len());
         let mut count = 0_u32;
         for node in &self.nodes {
-            let lives = node.names > 0 && !matches!(node.holds, Holds::Pending { .. });
+            let lives = node.names > 0 && !matches!(node.holds, Holds::Pending(_));
             number.push(lives.then_some(InodeId(count)));
             count += u32::from(lives);
         }
@@ -335,71 +350,62 @@ impl Builder {
             number.get(id).copied().flatten()
         };
         let mut side = SidePlan::default();
-        let mut laid_out = Vec::new();
-        for (id, node) in self
-            .nodes
-            .iter()
-            .enumerate()
-            .filter(|(_, node)| node.names > 0)
-        {
-            if let Holds::File { size, segments } = &node.holds {
-                let extents = extents::lay_out(*size, segments, &mut side).map_err(|what| {
-                    let (entry, offset) = (self.path_of(id), node.offset);
-                    Fault {
-                        entry,
-                        offset,
-                        misfit: Misfit::Limit(what),
-                    }
+        for id in 0..self.nodes.len() {
+            let Some(node) = self.nodes.get(id).filter(|node| node.names > 0) else {
+                continue;
+            };
+            if let Holds::Sparse { size, segments } = &node.holds {
+                let extents = extents::aside(*size, segments, &mut side).map_err(|what| Fault {
+                    entry: self.path_of(id),
+                    offset: node.offset,
+                    misfit: Misfit::Limit(what),
                 })?;
-                laid_out.push(extents);
+                let size = *size;
+                if let Some(node) = self.nodes.get_mut(id) {
+                    node.holds = Holds::File { size, extents };
+                }
             }
         }
-        let mut laid_out = laid_out.into_iter();
-        let mut inodes = Vec::with_capacity(self.nodes.len());
         let dirs: Vec<bool> = self
             .nodes
             .iter()
             .map(|n| matches!(n.holds, Holds::Dir { .. }))
             .collect();
-        for (id, node) in self.nodes.iter_mut().enumerate() {
-            if number.get(id).copied().flatten().is_none() {
-                continue;
-            }
+        // Each inode takes the place of its node in memory: an inode is the smaller of the two.
+        const { assert!(size_of::<Inode>() <= size_of::<Node>()) };
+        let inodes = self.nodes.into_iter().enumerate().filter_map(|(id, node)| {
+            number.get(id).copied().flatten()?;
             let mut nlink = node.names;
-            let content = match std::mem::replace(&mut node.holds, Holds::Fifo) {
-                Holds::File { size, .. } => Content::File {
-                    size,
-                    extents: laid_out.next().unwrap_or_default(),
-                },
+            let content = match node.holds {
+                Holds::File { size, extents } => Content::File { size, extents },
                 Holds::Dir { children, parent } => {
-                    let subdirs = children
-                        .values()
-                        .filter(|&&c| dirs.get(c) == Some(&true))
-                        .count();
-                    nlink = u32::try_from(subdirs).unwrap_or(u32::MAX).saturating_add(2);
+                    let mut named = Vec::with_capacity(children.len());
+                    nlink = 2;
+                    for (name, id) in children {
+                        nlink = nlink.saturating_add(u32::from(dirs.get(id) == Some(&true)));
+                        named.extend(lead(id).map(|id| (name, id)));
+                    }
                     Content::Dir {
-                        children: children
-                            .into_iter()
-                            .filter_map(|(name, id)| Some((name, lead(id)?)))
-                            .collect(),
+                        children: named,
                         parent: lead(parent).unwrap_or(super::tree::ROOT),
                     }
                 }
                 Holds::Symlink(target) => Content::Symlink(target),
                 Holds::Device(kind, number) => Content::Device(kind, number),
-                // A pending link has no number; this arm keeps the match whole.
-                Holds::Fifo | Holds::Pending { .. } => Content::Fifo,
+                // The others have no number or are files by now; this arm keeps the match whole.
+                Holds::Fifo | Holds::Pending(_) | Holds::Sparse { .. } => Content::Fifo,
             };
-            inodes.push(Inode {
+            Some(Inode {
                 content,
                 perm: node.perm,
                 uid: node.uid,
                 gid: node.gid,
                 mtime: node.mtime,
                 nlink,
-                xattrs: std::mem::take(&mut node.xattrs),
-            });
-        }
+                xattrs: node.xattrs,
+            })
+        });
+        let inodes = inodes.collect();
         Ok(Built {
             tree: Tree { inodes },
             side,

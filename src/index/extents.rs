@@ -42,15 +42,10 @@ pub struct SidePlan {
     pub copies: Vec<SideCopy>,
 }
 
-/// The extents of a file of `size` bytes with `segments` in the tar; what cannot stay there is
-/// added to `side`.
-pub(super) fn lay_out(
-    size: u64,
-    segments: &[Segment],
-    side: &mut SidePlan,
-) -> Result<Vec<Extent>, &'static str> {
-    if fits(size, segments) {
-        return Ok(segments
+/// The extents of a file of `size` bytes with `segments` in the tar, where they can stay there.
+pub(super) fn in_tar(size: u64, segments: &[Segment]) -> Option<Vec<Extent>> {
+    fits(size, segments).then(|| {
+        segments
             .iter()
             .map(|s| Extent {
                 offset: s.offset,
@@ -58,8 +53,16 @@ pub(super) fn lay_out(
                 blob: TAR_BLOB,
                 blob_offset: s.tar_offset,
             })
-            .collect());
-    }
+            .collect()
+    })
+}
+
+/// The extents of a file whose `segments` cannot stay in the tar: it is added to `side`.
+pub(super) fn aside(
+    size: u64,
+    segments: &[Segment],
+    side: &mut SidePlan,
+) -> Result<Vec<Extent>, &'static str> {
     let start = side.len;
     let end = start
         .checked_add(size)
@@ -111,6 +114,14 @@ fn fits(size: u64, segments: &[Segment]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn lay_out(
+        size: u64,
+        segments: &[Segment],
+        side: &mut SidePlan,
+    ) -> Result<Vec<Extent>, &'static str> {
+        in_tar(size, segments).map_or_else(|| aside(size, segments, side), Ok)
+    }
 
     fn seg(offset: u64, len: u64, tar_offset: u64) -> Segment {
         Segment {

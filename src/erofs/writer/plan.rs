@@ -3,7 +3,7 @@
 //! Breadth first: the children of one directory lie together, a directory's blocks close to its
 //! inode. The root comes first, since its nid has 16 bits. Nothing here recurses.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 
 use super::space::Space;
 use super::xattrs::Xattrs;
@@ -323,18 +323,14 @@ fn within_blobs(extents: &[Extent], blobs: &[BlobSpec]) -> Result<(), Fault> {
 
 /// The time that most inodes have, and of several the earliest: they can be compact.
 fn commonest_time(inodes: &[Inode]) -> Time {
-    let mut counts: HashMap<Time, usize> = HashMap::new();
-    // Neighbours often have the same time: one look-up for each run of them.
-    for run in inodes.chunk_by(|a, b| a.mtime == b.mtime) {
-        if let Some(first) = run.first() {
-            *counts.entry(first.mtime).or_default() += run.len();
-        }
-    }
-    counts
-        .into_iter()
-        .filter(|(time, _)| time.nsec < 1_000_000_000)
-        .max_by_key(|&(time, count)| (count, std::cmp::Reverse(time)))
-        .map_or(Time::default(), |(time, _)| time)
+    let mut times: Vec<Time> = inodes.iter().map(|inode| inode.mtime).collect();
+    times.retain(|time| time.nsec < 1_000_000_000);
+    times.sort_unstable();
+    times
+        .chunk_by(|a, b| a == b)
+        .filter_map(|run| Some((run.len(), std::cmp::Reverse(*run.first()?))))
+        .max()
+        .map_or(Time::default(), |(_, std::cmp::Reverse(time))| time)
 }
 
 /// The error for what `name` of directory `dir` leads to (an empty name: `dir` itself).

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Builder, Fault, Found, Holds, Id, Misfit, Node, shown};
+use super::{Builder, Fault, Found, Holds, Id, Misfit, Node, Pending, shown};
 
 impl Builder {
     /// Checks that a hard link may lead to `id`, and carries no other content than it has.
@@ -15,14 +15,17 @@ impl Builder {
         let target = || shown(target);
         match (self.nodes.get(id).map(|n| &n.holds), data) {
             (Some(Holds::Dir { .. }), _) => Err(Misfit::LinkToDirectory(target())),
-            (Some(Holds::File { size, .. }), Some(carried)) if carried != *size => {
+            (Some(Holds::File { size, .. } | Holds::Sparse { size, .. }), Some(carried))
+                if carried != *size =>
+            {
                 Err(Misfit::LinkContent {
                     target: target(),
                     carried,
                     size: *size,
                 })
             }
-            (Some(Holds::File { .. } | Holds::Pending { .. }) | None, _) | (_, None) => Ok(()),
+            (Some(Holds::File { .. } | Holds::Sparse { .. } | Holds::Pending(_)) | None, _)
+            | (_, None) => Ok(()),
             (Some(_), Some(carried)) => Err(Misfit::LinkContent {
                 target: target(),
                 carried,
@@ -39,7 +42,7 @@ impl Builder {
             .filter(|&id| {
                 self.nodes
                     .get(id)
-                    .is_some_and(|n| n.names > 0 && matches!(n.holds, Holds::Pending { .. }))
+                    .is_some_and(|n| n.names > 0 && matches!(n.holds, Holds::Pending(_)))
             })
             .collect();
         for &first in &pending {
@@ -49,11 +52,10 @@ impl Builder {
                 if let Some(&head) = heads.get(&at) {
                     break head;
                 }
-                let Some(Holds::Pending { path, target, .. }) =
-                    self.nodes.get(at).map(|n| &n.holds)
-                else {
+                let Some(Holds::Pending(link)) = self.nodes.get(at).map(|n| &n.holds) else {
                     break at;
                 };
+                let Pending { path, target, .. } = &**link;
                 let fail = |misfit| Fault {
                     entry: shown(path),
                     offset: self.nodes.get(at).map_or(0, |n| n.offset),
@@ -79,11 +81,12 @@ impl Builder {
             };
             for link in chain {
                 if let Some(Node {
-                    holds: Holds::Pending { path, target, data },
+                    holds: Holds::Pending(pending),
                     offset,
                     ..
                 }) = self.nodes.get(link)
                 {
+                    let Pending { path, target, data } = &**pending;
                     self.check_link(head, target, *data)
                         .map_err(|misfit| Fault {
                             entry: shown(path),
