@@ -11,12 +11,12 @@ pub mod misfit;
 pub mod tree;
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
 use crate::erofs::writer::{self, BlobSpec, WriteError};
-use crate::tar::{Problem, ReadAt, Reader, TarError};
+use crate::tar::{Problem, ReadAt, Reader, Stream, TarError};
 use builder::Builder;
 use extents::{SideCopy, SidePlan};
 use misfit::Misfit;
@@ -147,14 +147,14 @@ pub fn scan_source<R: ReadAt + ?Sized>(
     let mut reader = Reader::new(tar, path)?;
     let mut builder = Builder::new();
     let mut entries = 0_u64;
-    let tar_len = reader.tar_len();
     while let Some(entry) = reader.next_entry()? {
         builder.add(entry).map_err(misfit)?;
         entries += 1;
         if entries.is_multiple_of(REPORT_EVERY) {
-            progress.at(reader.position(), tar_len);
+            progress.at(reader.position(), reader.tar_len());
         }
     }
+    let tar_len = reader.tar_len();
     let builder::Built { tree, side } = builder.finish().map_err(misfit)?;
     progress.at(tar_len, tar_len);
     Ok(Scan {
@@ -163,6 +163,16 @@ pub fn scan_source<R: ReadAt + ?Sized>(
         tar_len,
         entries,
     })
+}
+
+/// [`scan`] for a tar that comes as a stream, as while it is being fetched and written to a file:
+/// the tree is there as soon as the last byte is. Reads `input` to its end, but after an error.
+/// [`write`] makes the index of it.
+///
+/// # Errors
+/// As [`scan`].
+pub fn scan_stream(input: impl Read, path: &Path) -> Result<Scan, IndexError> {
+    scan_source(&Stream::new(input), path, &())
 }
 
 /// Writes the index of `tar` to `out`. `side` is called if a side blob is needed, and gives an
@@ -181,6 +191,25 @@ pub fn build(
         .metadata()
         .map_err(|e| TarError::new(path.to_owned(), None, 0, e.into()))?;
     let scan = scan(tar, path, progress)?;
+    let built = write(&scan, tar, path, out, side)?;
+    if built.side_len.is_some() {
+        unchanged(tar, path, &before)?;
+    }
+    Ok(built)
+}
+
+/// Writes the index of a tar that was read before, as [`build`] does; `tar` is the file with its
+/// bytes, of which those of `scan.side` are read.
+///
+/// # Errors
+/// [`IndexError::Write`], [`IndexError::Side`].
+pub fn write(
+    scan: &Scan,
+    tar: &File,
+    path: &Path,
+    out: &mut dyn Write,
+    side: impl FnOnce() -> io::Result<File>,
+) -> Result<Built, IndexError> {
     let mut blobs = vec![BlobSpec {
         tag: String::new(),
         len: scan.tar_len,
@@ -193,7 +222,6 @@ pub fn build(
         };
         let file = side().map_err(fail)?;
         copy_aside(tar, &file, &scan.side).map_err(fail)?;
-        unchanged(tar, path, &before)?;
         blobs.push(BlobSpec {
             tag: String::new(),
             len,
@@ -288,6 +316,57 @@ mod tests {
         want[100..102].copy_from_slice(b"xy");
         want[300] = b'z';
         assert_eq!(got[..12288], want);
+    }
+
+    /// Gives its bytes in pieces of odd lengths.
+    struct Pieces<'a>(&'a [u8], usize);
+    impl Read for Pieces<'_> {
+        fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+            self.1 = (self.1 * 7 + 5) % 1021;
+            let n = buf.len().min(self.0.len()).min(self.1 + 1);
+            let (now, later) = self.0.split_at(n);
+            buf[..n].copy_from_slice(now);
+            self.0 = later;
+            Ok(n)
+        }
+    }
+
+    #[test]
+    fn a_stream_gives_what_the_file_gives() {
+        let path = Path::new("t.tar");
+        let tar = Tar::new()
+            .file("a", &[b'x'; 20_000])
+            .pax(&[("comment", &[b'y'; 40_000]), ("mtime", b"1.5")])
+            .file("dir/b", b"b")
+            .pax(&[
+                ("GNU.sparse.size", b"9000"),
+                ("GNU.sparse.map", b"100,2,300,1"),
+            ])
+            .file("s", b"xyz")
+            .end();
+        let long = [&tar[..], &[0; 300_000]].concat();
+        for tar in [&tar, &long] {
+            let want = scan_source(&tar[..], path, &()).unwrap();
+            let got = scan_stream(Pieces(tar, 0), path).unwrap();
+            assert_eq!((got.tree, got.side), (want.tree, want.side));
+            assert_eq!((got.tar_len, got.entries), (tar.len() as u64, 3));
+        }
+        let says = |tar: &[u8]| scan_stream(Pieces(tar, 0), path).unwrap_err().to_string();
+        for len in (0..tar.len()).step_by(256) {
+            assert!(scan_source(&tar[..len], path, &()).is_err(), "{len}");
+            says(&tar[..len]);
+        }
+        assert_eq!(
+            says(b""),
+            scan_source(&b""[..], path, &()).unwrap_err().to_string()
+        );
+        assert!(says(&tar[..15_000]).contains("in the middle of a body"));
+        let mut bad = long;
+        *bad.last_mut().unwrap() = 1;
+        assert_eq!(
+            says(&bad),
+            scan_source(&bad[..], path, &()).unwrap_err().to_string()
+        );
     }
 
     #[test]

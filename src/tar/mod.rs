@@ -7,9 +7,9 @@
 //! promises (paths, extents, attributes) has been checked when it is handed out; each error names
 //! the tar, the entry and the byte offset of the header at fault.
 //!
-//! What it never does: read a file's body (only those of extended headers and sparse maps), skip
-//! an entry that it cannot serve, look at the tree that the entries form
-//! ([`crate::index::builder`] does), write anything.
+//! What it never does: read a file's body (only those of extended headers and sparse maps; a
+//! [`Stream`] has to pass over the others), skip an entry that it cannot serve, look at the tree
+//! that the entries form ([`crate::index::builder`] does), write anything.
 
 mod acl;
 mod error;
@@ -20,6 +20,7 @@ mod pax;
 mod reader;
 mod source;
 mod sparse;
+mod stream;
 mod xattr;
 
 #[cfg(test)]
@@ -30,6 +31,7 @@ pub(crate) mod testing;
 pub use error::{Problem, TarError, printable};
 pub use reader::Reader;
 pub use source::ReadAt;
+pub use stream::Stream;
 
 use crate::inode::{Kind, Time, Xattr};
 

@@ -6,7 +6,7 @@ use super::error::{Problem, TarError};
 use super::header::{Header, compression, unsigned};
 use super::path;
 use super::pax::{Overrides, Scope};
-use super::source::{Block, ReadAt, Window};
+use super::source::{Block, LEN_UNKNOWN, ReadAt, Window};
 use super::sparse::{BodyMap, Map, SEGMENTS_MAX};
 use super::xattr::{self, AclTarget};
 use super::{BLOCK, Entry, EntryKind, Segment};
@@ -76,7 +76,8 @@ impl<'a, R: ReadAt + ?Sized> Reader<'a, R> {
         })
     }
 
-    /// The tar's length in bytes.
+    /// The tar's length in bytes; `u64::MAX` as long as it is not known (of a [`super::Stream`],
+    /// before all entries are read).
     pub fn tar_len(&self) -> u64 {
         self.window.len()
     }
@@ -158,14 +159,18 @@ impl<'a, R: ReadAt + ?Sized> Reader<'a, R> {
 
     /// Why there is no block at the current position.
     fn no_block(&mut self) -> Result<Problem, Problem> {
-        let left = self.window.len().saturating_sub(self.pos);
+        let len = self.window.len();
+        let left = len.saturating_sub(self.pos);
         Ok(match (self.pos, left) {
+            (0, 0) => Problem::Empty,
             (0, _) => {
                 let start = self
                     .window
                     .bytes(0, usize::try_from(left.min(BLOCK)).unwrap_or(0))?;
                 compressed(start.unwrap_or_default()).unwrap_or(Problem::NotATar)
             }
+            // Only a stream's: of others it was known before that the body lies within.
+            (pos, 0) if pos > len => Problem::Truncated("in the middle of a body"),
             (_, 0) => Problem::Truncated("without its end marker (two blocks of zeros)"),
             (_, 1..BLOCK) => Problem::Truncated("in the middle of a header"),
             _ => Problem::Truncated("earlier than it did when it was opened"),
@@ -175,7 +180,6 @@ impl<'a, R: ReadAt + ?Sized> Reader<'a, R> {
     /// The end marker's first block is at the current position: checks the second, and that only
     /// zeros follow.
     fn end_marker(&mut self) -> Result<(), Problem> {
-        let len = self.window.len();
         self.at = self.pos + BLOCK;
         match self.window.block(self.at)? {
             None => return Err(Problem::Truncated("in the middle of its end marker")),
@@ -183,18 +187,22 @@ impl<'a, R: ReadAt + ?Sized> Reader<'a, R> {
             Some(_) => {}
         }
         self.pos += 2 * BLOCK;
-        let tail = len - self.pos;
-        if tail > TAIL_MAX {
-            self.at = self.pos;
-            return Err(Problem::LongTail(tail));
-        }
         let mut at = self.pos;
-        while at < len {
+        while at < self.window.len() {
+            let len = self.window.len();
+            // A stream that goes on has this much at least.
+            let tail = if len == LEN_UNKNOWN { at } else { len } - self.pos;
+            if tail > TAIL_MAX {
+                self.at = self.pos;
+                return Err(Problem::LongTail(tail));
+            }
             let want = usize::try_from((len - at).min(1 << 16)).unwrap_or(1 << 16);
-            let bytes = self
-                .window
-                .bytes(at, want)?
-                .ok_or(Problem::Truncated("earlier than it did when it was opened"))?;
+            let Some(bytes) = self.window.bytes(at, want)? else {
+                if len == LEN_UNKNOWN {
+                    continue;
+                }
+                return Err(Problem::Truncated("earlier than it did when it was opened"));
+            };
             if let Some(index) = bytes.iter().position(|&b| b != 0) {
                 let byte = at + u64::try_from(index).unwrap_or(0);
                 let block_start = byte - byte % BLOCK;

@@ -14,7 +14,8 @@ pub trait ReadAt {
     /// The system's.
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize>;
 
-    /// How many bytes there are.
+    /// How many bytes there are; `u64::MAX` as long as that is not known (a stream that goes on).
+    /// Once less than what was asked for has been read, it must be.
     ///
     /// # Errors
     /// The system's.
@@ -69,6 +70,9 @@ impl ReadAt for [u8] {
     }
 }
 
+/// [`ReadAt::len`] before it is known.
+pub(super) const LEN_UNKNOWN: u64 = u64::MAX;
+
 /// One header block.
 pub(super) type Block = [u8; 512];
 
@@ -101,6 +105,7 @@ impl<'a, R: ReadAt + ?Sized> Window<'a, R> {
         })
     }
 
+    /// The source's length when it was opened; [`LEN_UNKNOWN`] as long as it is not known.
     pub(super) fn len(&self) -> u64 {
         self.len
     }
@@ -118,14 +123,24 @@ impl<'a, R: ReadAt + ?Sized> Window<'a, R> {
         if len > WINDOW {
             self.large.resize(len, 0);
             let n = self.source.read_at(&mut self.large, offset)?;
+            self.learn(n < len)?;
             return Ok((n == len).then_some(&self.large));
         }
         if self.cached(offset, len).is_none() {
             self.filled = 0;
             self.filled = self.source.read_at(&mut *self.buf, offset)?;
             self.start = offset;
+            self.learn(self.filled < WINDOW)?;
         }
         Ok(self.cached(offset, len).and_then(|at| self.buf.get(at)))
+    }
+
+    /// A stream's length is known when it has `ended`.
+    fn learn(&mut self, ended: bool) -> Result<(), Problem> {
+        if ended && self.len == LEN_UNKNOWN {
+            self.len = self.source.len()?;
+        }
+        Ok(())
     }
 
     /// Where in the window the `len` bytes at `offset` are, if they are there.

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{Entry, Reader, TarError};
+use super::{Entry, ReadAt, Reader, Stream, TarError};
 
 /// A pax record with its true length.
 pub(crate) fn record(key: &str, value: &[u8]) -> Vec<u8> {
@@ -108,8 +108,18 @@ impl Tar {
     }
 }
 
-/// All entries of `tar`.
+/// All entries of `tar`; as a stream it must have the same.
 pub(crate) fn entries(tar: &[u8]) -> Result<Vec<Entry>, TarError> {
+    let at_offsets = all(tar);
+    match (&at_offsets, all(&Stream::new(tar))) {
+        (Ok(want), Ok(got)) => assert_eq!(got, *want),
+        (Err(_), Err(_)) => {}
+        (want, got) => panic!("{want:?} of a file, {got:?} of a stream"),
+    }
+    at_offsets
+}
+
+fn all(tar: &(impl ReadAt + ?Sized)) -> Result<Vec<Entry>, TarError> {
     let mut reader = Reader::new(tar, Path::new("t.tar"))?;
     let mut out = Vec::new();
     while let Some(entry) = reader.next_entry()? {
