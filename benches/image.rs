@@ -9,7 +9,7 @@ use std::hint::black_box;
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use tarnfs::index;
 use tarnfs::lower::{BlobFile, FileIdentity, Lower, Nid};
 use tarnfs::name::Name;
@@ -17,8 +17,8 @@ use tarnfs::name::Name;
 const DIRS: u32 = 500;
 const FILES: u32 = 20;
 
-/// A tar of `DIRS` directories with `FILES` small files each.
-fn pack(at: &Path) {
+/// A tar of `dirs` directories with `FILES` small files each, or empty ones.
+fn pack(at: &Path, dirs: u32, empty: bool) {
     let mut tar = tar::Builder::new(File::create(at).unwrap());
     let add = |tar: &mut tar::Builder<File>, path: &str, kind, data: &[u8]| {
         let mut header = tar::Header::new_gnu();
@@ -27,7 +27,7 @@ fn pack(at: &Path) {
         header.set_mode(0o755);
         tar.append_data(&mut header, path, data).unwrap();
     };
-    for d in 0..DIRS {
+    for d in 0..dirs {
         add(
             &mut tar,
             &format!("dir{d}/"),
@@ -40,17 +40,42 @@ fn pack(at: &Path) {
                 &mut tar,
                 &path,
                 tar::EntryType::Regular,
-                path.repeat(50).as_bytes(),
+                path.repeat(if empty { 0 } else { 50 }).as_bytes(),
             );
         }
     }
     tar.finish().unwrap();
 }
 
+/// What an entry costs must not depend on how many there are.
+fn growth(c: &mut Criterion) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("image.tar");
+    let mut group = c.benchmark_group("growth");
+    for entries in [10_000, 100_000, 500_000] {
+        pack(&path, entries / (FILES + 1), true);
+        let tar = File::open(&path).unwrap();
+        group
+            .throughput(Throughput::Elements(entries.into()))
+            .sample_size(10);
+        group.bench_function(BenchmarkId::new("scan", entries), |b| {
+            b.iter(|| index::scan(&tar, &path, &()).unwrap());
+        });
+        group.bench_function(BenchmarkId::new("stream", entries), |b| {
+            b.iter(|| index::scan_stream(File::open(&path).unwrap(), &path).unwrap());
+        });
+        let scan = index::scan(&tar, &path, &()).unwrap();
+        let no_side = || Err(std::io::Error::other("no sparse file here"));
+        group.bench_function(BenchmarkId::new("write", entries), |b| {
+            b.iter(|| index::write(&scan, &tar, &path, &mut std::io::sink(), no_side).unwrap());
+        });
+    }
+}
+
 fn benches(c: &mut Criterion) {
     let dir = tempfile::tempdir().unwrap();
     let (tar_path, index_path) = (dir.path().join("image.tar"), dir.path().join("image.erofs"));
-    pack(&tar_path);
+    pack(&tar_path, DIRS, false);
     let tar = File::open(&tar_path).unwrap();
     let entries = u64::from(DIRS * (FILES + 1));
 
@@ -121,5 +146,5 @@ fn benches(c: &mut Criterion) {
     });
 }
 
-criterion_group!(image, benches);
+criterion_group!(image, benches, growth);
 criterion_main!(image);
