@@ -167,7 +167,7 @@ pub fn scan_source<R: ReadAt + ?Sized>(
 
 /// [`scan`] for a tar that comes as a stream, as while it is being fetched and written to a file:
 /// the tree is there as soon as the last byte is. Reads `input` to its end, but after an error.
-/// [`write`] makes the index of it.
+/// [`write()`] makes the index of it.
 ///
 /// # Errors
 /// As [`scan`].
