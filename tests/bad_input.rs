@@ -424,18 +424,14 @@ fn uppers_that_cannot_be() {
 
     // One that is in use.
     let (used, work) = (path("used"), path("used.work"));
-    let used_options = [
-        "--upper",
-        used.to_str().unwrap(),
-        "--work",
-        work.to_str().unwrap(),
-    ];
-    let mount = good.sandbox.mount("first", &good.tar, &used_options);
+    let mount = good
+        .sandbox
+        .mount_over("first", &good.tar, (&used, &work), &[]);
     refuse(&used, &work, "use");
     refuse(&used, &path("w2"), "use");
     mount.unmount();
     good.sandbox
-        .mount("first", &good.tar, &used_options)
+        .mount_over("first", &good.tar, (&used, &work), &[])
         .unmount();
 }
 

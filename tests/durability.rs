@@ -123,14 +123,8 @@ impl World {
 
     fn mount_of(&self, name: &str, disk: &Disk, options: &[&str]) -> Mount<'_> {
         let (upper, work) = (disk.at("upper"), disk.at("work"));
-        let mut all = vec![
-            "--upper",
-            upper.to_str().unwrap(),
-            "--work",
-            work.to_str().unwrap(),
-        ];
-        all.extend(options);
-        self.sandbox.mount(name, &self.tar, &all)
+        self.sandbox
+            .mount_over(name, &self.tar, (&upper, &work), options)
     }
 
     fn mount(&self) -> Mount<'_> {

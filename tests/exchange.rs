@@ -179,13 +179,7 @@ fn overlayfs_shows_what_tarnfs_wrote() {
         index,
     } = world();
     let (upper, work) = (sandbox.dir("upper"), sandbox.at("work"));
-    let options = [
-        "--upper",
-        upper.to_str().unwrap(),
-        "--work",
-        work.to_str().unwrap(),
-    ];
-    let mount = sandbox.mount("mount", &tar, &options);
+    let mount = sandbox.mount_over("mount", &tar, (&upper, &work), &[]);
     change(mount.path());
     let want = described(mount.path());
     mount.unmount();
@@ -210,13 +204,7 @@ fn tarnfs_shows_what_overlayfs_wrote() {
         described(&mounts[0].0)
     };
     let work = sandbox.at("work2");
-    let options = [
-        "--upper",
-        upper.to_str().unwrap(),
-        "--work",
-        work.to_str().unwrap(),
-    ];
-    let mount = sandbox.mount("mount", &tar, &options);
+    let mount = sandbox.mount_over("mount", &tar, (&upper, &work), &[]);
     walk::assert_same(&want, &described(mount.path()));
     mount.unmount();
 }
@@ -293,14 +281,11 @@ impl Run<'_> {
 
     fn tarnfs<T>(&self, work: &str, f: impl FnOnce(&Path) -> T) -> T {
         let (upper, work) = (self.at("upper"), self.at(work));
-        let options = [
-            "--upper",
-            upper.to_str().unwrap(),
-            "--work",
-            work.to_str().unwrap(),
-        ];
         let at = format!("{}/mount", self.name);
-        let mount = self.world.sandbox.mount(&at, &self.world.tar, &options);
+        let mount = self
+            .world
+            .sandbox
+            .mount_over(&at, &self.world.tar, (&upper, &work), &[]);
         let result = f(mount.path());
         mount.unmount();
         result
@@ -453,13 +438,7 @@ fn regression_deep_directories_move_or_nothing_changes() {
         index.as_os_str(),
     ]);
     let (upper, work) = (sandbox.dir("upper"), sandbox.at("work"));
-    let options = [
-        "--upper",
-        upper.to_str().unwrap(),
-        "--work",
-        work.to_str().unwrap(),
-    ];
-    let mount = sandbox.mount("mount", &tar, &options);
+    let mount = sandbox.mount_over("mount", &tar, (&upper, &work), &[]);
     // 4,039 bytes: as long as a path in an image may be, and more than an attribute on ext4 holds.
     let descend = "import errno, os, subprocess, sys
 top = sys.argv[1]; os.chdir(top)

@@ -114,13 +114,8 @@ impl World {
             self.sandbox.dir(upper),
             self.sandbox.at(format!("{upper}.work")),
         );
-        let options = [
-            "--upper",
-            upper.to_str().unwrap(),
-            "--work",
-            work.to_str().unwrap(),
-        ];
-        self.sandbox.mount("mount", &self.tar, &options)
+        self.sandbox
+            .mount_over("mount", &self.tar, (&upper, &work), &[])
     }
 
     /// A mount of a new upper, prepared by a script.

@@ -228,13 +228,7 @@ fn the_load() {
     ];
     ok("tar", pack);
     let (upper, work) = (sandbox.dir("upper"), sandbox.at("work"));
-    let options = [
-        "--upper",
-        upper.to_str().unwrap(),
-        "--work",
-        work.to_str().unwrap(),
-    ];
-    let mount = sandbox.mount("mount", &tar, &options);
+    let mount = sandbox.mount_over("mount", &tar, (&upper, &work), &[]);
 
     let mut lines: BTreeMap<u64, u64> = BTreeMap::new();
     let mut steps = 0;
@@ -297,7 +291,7 @@ fn the_load() {
         }
     }
     mount.unmount();
-    let mount = sandbox.mount("mount", &tar, &options);
+    let mount = sandbox.mount_over("mount", &tar, (&upper, &work), &[]);
     assert_same(mount.path(), &plain);
     assert_eq!(count_lines(&mount.at("shared/log")), lines);
     mount.unmount();

@@ -1,4 +1,5 @@
-//! The joint to the layers below, and to either engine: puts the root filesystem of an actor at a directory.
+//! The joint to the layers below, and to either engine: puts the root filesystem of an actor at a
+//! directory.
 
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -9,7 +10,6 @@ use crate::lower::Lower;
 use crate::mount::{EngineChoice, MountError, MountOptions, Server, kernel, state_dirs};
 use crate::overlay::{self, Overlay};
 use crate::sys;
-use crate::upper::{Upper, UpperError};
 
 /// Where an actor's root filesystem comes from.
 #[derive(Debug)]
@@ -126,10 +126,7 @@ fn open(lower: Lower, writes: &Writes) -> Result<Overlay, ActorError> {
         squash: userns::is_single().then_some((0, 0)),
         ..overlay::Options::default()
     };
-    if kernel::has_upper(&state_dirs(), upper) {
-        return Err(failed(UpperError::Busy(upper.clone())));
-    }
-    let upper = Upper::open(upper, work).map_err(failed)?;
+    let upper = kernel::open_upper(&state_dirs(), upper, work).map_err(failed)?;
     Overlay::with_upper(lower, upper, options).map_err(failed)
 }
 

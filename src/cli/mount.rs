@@ -397,12 +397,7 @@ fn open_upper(upper: &Path, work: &Path) -> Result<Upper, UpperError> {
     let start = Instant::now();
     let mut pause = Duration::from_millis(5);
     loop {
-        let opened = if kernel::has_upper(&state_dirs(), upper) {
-            Err(UpperError::Busy(upper.to_owned()))
-        } else {
-            Upper::open(upper, work)
-        };
-        match opened {
+        match kernel::open_upper(&state_dirs(), upper, work) {
             Err(UpperError::Busy(_))
                 if start.elapsed() < UNKNOWN && wait_for_leaving(&state_dirs(), upper, LEAVING) =>
             {

@@ -268,8 +268,7 @@ impl Overlay {
     /// Carries the times over; last, since all else changes them.
     pub(super) fn copy_times(&self, nid: Nid, to: BorrowedFd<'_>) -> Result<()> {
         let attr = self.lower.attr(nid)?;
-        let (atime, mtime) = (SetTime::At(attr.atime), SetTime::At(attr.mtime));
-        fs::utimens(to, Some(atime), Some(mtime)).doing("copying times")
+        fs::copy_times(to, &attr).doing("copying times")
     }
 
     /// Makes a copy the inode behind its one name, if that still leads to the lower inode.
@@ -354,7 +353,6 @@ impl Overlay {
             self.make_impure(parent, dir.as_fd())?;
         }
         add(dir.as_fd())?;
-        let (atime, mtime) = (SetTime::At(was.atime), SetTime::At(was.mtime));
-        fs::utimens(dir.as_fd(), Some(atime), Some(mtime)).doing("restoring times")
+        fs::copy_times(dir.as_fd(), &was).doing("restoring times")
     }
 }

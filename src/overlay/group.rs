@@ -17,7 +17,7 @@ use rustix::io::Errno;
 use super::error::Doing;
 use super::node::{Link, Node, Place};
 use super::{Overlay, Result, Target};
-use crate::inode::{Kind, SetTime};
+use crate::inode::Kind;
 use crate::lower::Nid;
 use crate::name::Name;
 use crate::sys::fs;
@@ -122,8 +122,7 @@ impl Overlay {
             }
             let was = fs::fstat(dir).doing("reading attributes")?.attr;
             fs::unlink(dir, name).doing("taking back a copy")?;
-            let (atime, mtime) = (SetTime::At(was.atime), SetTime::At(was.mtime));
-            if let Err(errno) = fs::utimens(dir, Some(atime), Some(mtime)) {
+            if let Err(errno) = fs::copy_times(dir, &was) {
                 tracing::warn!(%errno, "a directory's times show a copy that was taken back");
             }
         }

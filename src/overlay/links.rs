@@ -8,7 +8,7 @@ use std::os::fd::BorrowedFd;
 
 use super::error::Doing;
 use super::{Overlay, Result, Target};
-use crate::inode::{Attr, SetTime, Time};
+use crate::inode::{Attr, Time};
 use crate::lower::Nid;
 use crate::sys::fs;
 
@@ -111,7 +111,6 @@ fn changed(dir: BorrowedFd<'_>, since: Option<Time>) -> Result<Time> {
     if Some(attr.ctime) > since {
         return Ok(attr.ctime);
     }
-    let (atime, mtime) = (SetTime::At(attr.atime), SetTime::At(attr.mtime));
-    fs::utimens(dir, Some(atime), Some(mtime)).doing("touching a directory")?;
+    fs::copy_times(dir, &attr).doing("touching a directory")?;
     Ok(fs::fstat(dir).doing("reading attributes")?.attr.ctime)
 }

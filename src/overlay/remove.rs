@@ -19,18 +19,19 @@ use crate::lower::Nid;
 use crate::name::Name;
 use crate::sys::fs;
 
-/// A directory has lost its name: it is empty for good, and led to by its descriptor, which is
-/// kept already ([`Table::keep_removed_dir_fd`](super::node::Table::keep_removed_dir_fd)). The
-/// answer is to be dropped when no lock is held.
+/// An inode has lost a name; a directory is empty for good then. The answer is to be dropped when
+/// no lock is held.
 #[must_use]
-pub(super) fn gone_dir(
+pub(super) fn gone(
     node: &Node,
     place: &mut Place,
     parent: &Arc<Node>,
     name: &Name,
     orphan: Option<Orphan>,
 ) -> Option<Link> {
-    node.dir.note(FACT_REMOVED);
+    if node.kind == Kind::Dir {
+        node.dir.note(FACT_REMOVED);
+    }
     place.lose(parent, name, orphan)
 }
 
@@ -129,49 +130,46 @@ impl Overlay {
         let Some(node) = self.intern(parent, name, found)? else {
             return refuse(Errno::NOENT);
         };
-        if node.kind == Kind::Dir {
-            let own = self.dir_fd(&node)?;
-            self.table.keep_removed_dir_fd(&node, &own);
-            let orphan = self.table.leaving().orphan(own);
-            // Held through the system call, so that nobody goes by the name meanwhile.
-            let mut place = node.place_mut();
-            if hides {
-                upper
-                    .exchange_for_whiteout(fd, bytes)
-                    .doing("removing a directory")?;
-            } else {
-                match fs::rmdir(fd, bytes) {
-                    // Whiteouts of an earlier life: they go with it.
-                    Err(Errno::NOTEMPTY | Errno::EXIST) => {
-                        upper.discard(fd, bytes).doing("removing a directory")?;
-                    }
-                    other => other.doing("removing a directory")?,
-                }
-            }
-            let dropped = gone_dir(&node, &mut place, parent, name, Some(orphan));
-            drop(place);
-            drop(dropped);
-            return Ok(());
-        }
+        self.keep_dir(&node)?;
         // Held through the system call, so that nobody goes by the name meanwhile.
         let mut place = node.place_mut();
-        let orphan = self.orphan(&place, fd, name)?;
-        if hides {
-            upper.replace_by_whiteout(fd, bytes).doing("removing")?;
-        } else {
-            fs::unlink(fd, bytes).doing("removing")?;
+        let orphan = self.orphan(&node, &place, fd, name)?;
+        match (node.kind, hides) {
+            (Kind::Dir, true) => upper
+                .exchange_for_whiteout(fd, bytes)
+                .doing("removing a directory")?,
+            (Kind::Dir, false) => match fs::rmdir(fd, bytes) {
+                // Whiteouts of an earlier life: they go with it.
+                Err(Errno::NOTEMPTY | Errno::EXIST) => upper.discard(fd, bytes),
+                other => other,
+            }
+            .doing("removing a directory")?,
+            (_, true) => upper.replace_by_whiteout(fd, bytes).doing("removing")?,
+            (_, false) => fs::unlink(fd, bytes).doing("removing")?,
         }
-        let dropped = place.lose(parent, name, orphan);
+        let dropped = gone(&node, &mut place, parent, name, orphan);
         drop(place);
         drop(dropped);
         Ok(())
     }
 
-    /// What a non-directory goes on with if `name` in `dir` is the last that is known of it: no
-    /// matter whether others lead to it, which nobody has looked up. To be asked for under the lock
-    /// under which the name goes, since another one may go at the same time.
+    /// Keeps the descriptor of a directory that is about to lose its name: nothing else will lead
+    /// to it. Before its place is locked.
+    pub(super) fn keep_dir(&self, node: &Arc<Node>) -> Result<()> {
+        if node.kind == Kind::Dir {
+            let fd = self.dir_fd(node)?;
+            self.table.keep_removed_dir_fd(node, &fd);
+        }
+        Ok(())
+    }
+
+    /// What an inode goes on with if `name` in `dir` is the last that is known of it: no matter
+    /// whether others lead to it, which nobody has looked up. To be asked for under the lock under
+    /// which the name goes, since another one may go at the same time. A directory goes on with the
+    /// descriptor that is [kept](Self::keep_dir).
     pub(super) fn orphan(
         &self,
+        node: &Node,
         place: &Place,
         dir: BorrowedFd<'_>,
         name: &Name,
@@ -179,8 +177,11 @@ impl Overlay {
         if !place.is_last() {
             return Ok(None);
         }
-        let fd = fs::open(dir, name.as_bytes(), OFlags::PATH, 0).doing("opening")?;
-        Ok(Some(self.table.leaving().orphan(Arc::new(fd))))
+        let fd = match node.dir.fd() {
+            Some(kept) => kept,
+            None => Arc::new(fs::open(dir, name.as_bytes(), OFlags::PATH, 0).doing("opening")?),
+        };
+        Ok(Some(self.table.leaving().orphan(fd)))
     }
 
     /// Whether a directory has no entry in the merged view.

@@ -13,7 +13,7 @@ use rustix::io::Errno;
 use super::error::{Doing, refuse};
 use super::lookup::Origin;
 use super::node::{FACT_OPAQUE, FACT_XWHITEOUTS, Link, Node, places_mut};
-use super::remove::gone_dir;
+use super::remove::gone;
 use super::{Error, Ino, Overlay, Result, Target};
 use crate::inode::Kind;
 use crate::lower::Nid;
@@ -266,14 +266,9 @@ impl Overlay {
             Some(Replaced::Upper(node)) => Some(node),
             _ => None,
         };
-        let mut victim_last = match victim {
-            Some(node) if node.kind == Kind::Dir => {
-                let fd = self.dir_fd(node)?;
-                self.table.keep_removed_dir_fd(node, &fd);
-                Some(self.table.leaving().orphan(fd))
-            }
-            _ => None,
-        };
+        if let Some(node) = victim {
+            self.keep_dir(node)?;
+        }
         let dropped = {
             let (mut place, mut victim_place) = match victim {
                 Some(node) => {
@@ -282,17 +277,15 @@ impl Overlay {
                 }
                 None => (moved.place_mut(), None),
             };
-            if let Some(place) = victim_place.as_deref().filter(|_| victim_last.is_none()) {
-                victim_last = self.orphan(place, to_fd.as_fd(), to.name)?;
-            }
+            let victim_last = match (victim, &victim_place) {
+                (Some(node), Some(place)) => self.orphan(node, place, to_fd.as_fd(), to.name)?,
+                _ => None,
+            };
             fs::rename(from_fd.as_fd(), old, to_fd.as_fd(), new, flags).doing("renaming")?;
             place.gain(to.link());
             let own = place.lose(&from.parent, from.name, None);
-            let other = match (&mut victim_place, victim) {
-                (Some(place), Some(node)) if node.kind == Kind::Dir => {
-                    gone_dir(node, place, &to.parent, to.name, victim_last)
-                }
-                (Some(place), Some(_)) => place.lose(&to.parent, to.name, victim_last),
+            let other = match (victim, &mut victim_place) {
+                (Some(node), Some(place)) => gone(node, place, &to.parent, to.name, victim_last),
                 _ => None,
             };
             (own, other)

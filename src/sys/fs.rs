@@ -225,6 +225,15 @@ pub fn utimens(fd: BorrowedFd<'_>, atime: Option<SetTime>, mtime: Option<SetTime
     )
 }
 
+/// Gives the inode behind any descriptor the st_atime and st_mtime that `attr` has.
+///
+/// # Errors
+/// utimensat(2)'s.
+pub fn copy_times(fd: BorrowedFd<'_>, attr: &Attr) -> Result<()> {
+    let (atime, mtime) = (SetTime::At(attr.atime), SetTime::At(attr.mtime));
+    utimens(fd, Some(atime), Some(mtime))
+}
+
 /// Makes a node of any type but directory and symbolic link.
 ///
 /// # Errors

@@ -6,9 +6,9 @@
 //! in [`overlayfs`]. It knows nothing of the lower.
 //!
 //! Invariants: one mount at a time uses an upper (flock on both directories; overlayfs is asked,
-//! which takes none); everything in
-//! `work/work` is rubbish once no mount uses it, and what is no such directory is never cleared;
-//! an entry appears in the upper complete, by one rename or one creating system call.
+//! which takes none); everything in `work/work` is rubbish once no mount uses it, and what is no
+//! such directory is never cleared; an entry appears in the upper complete, by one rename or one
+//! creating system call.
 //!
 //! It never follows a symbolic link and never leaves its two directories.
 

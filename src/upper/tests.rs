@@ -422,6 +422,11 @@ fn the_namespace_of_the_marks_that_are_there_is_used() {
     }
 }
 
+fn plant_whiteout(dir: &tempfile::TempDir) {
+    let at = std::fs::File::open(dir.path().join("upper/d")).unwrap();
+    fs::mknod(at.as_fd(), b"w", Kind::Char, 0, 0).unwrap();
+}
+
 #[test]
 fn marks_that_only_root_can_read_are_not_passed_over() {
     let open = |dir: &tempfile::TempDir| {
@@ -431,29 +436,11 @@ fn marks_that_only_root_can_read_are_not_passed_over() {
     // One's own files, and marks that say whose they are.
     assert_eq!(open(&marked(&[])).unwrap().marks(), Namespace::User);
     let dir = marked(&[("upper", "user.overlay.impure")]);
-    fs::mknod(
-        std::fs::File::open(dir.path().join("upper/d"))
-            .unwrap()
-            .as_fd(),
-        b"w",
-        Kind::Char,
-        0,
-        0,
-    )
-    .unwrap();
+    plant_whiteout(&dir);
     assert_eq!(open(&dir).unwrap().marks(), Namespace::User);
     // A whiteout whose writer nothing tells.
     let dir = marked(&[]);
-    fs::mknod(
-        std::fs::File::open(dir.path().join("upper/d"))
-            .unwrap()
-            .as_fd(),
-        b"w",
-        Kind::Char,
-        0,
-        0,
-    )
-    .unwrap();
+    plant_whiteout(&dir);
     let said = open(&dir).unwrap_err().to_string();
     assert!(said.contains("mount it as root"), "{said}");
     if rustix::process::geteuid().is_root() {

@@ -207,6 +207,19 @@ impl Sandbox {
             over: false,
         }
     }
+
+    /// The same with an upper and a work directory.
+    pub(crate) fn mount_over(
+        &self,
+        name: &str,
+        image: &Path,
+        (upper, work): (&Path, &Path),
+        options: &[&str],
+    ) -> Mount<'_> {
+        let dirs = [upper, work].map(|dir| dir.to_str().unwrap());
+        let own = ["--upper", dirs[0], "--work", dirs[1]];
+        self.mount(name, image, &[&own, options].concat())
+    }
 }
 
 impl Drop for Sandbox {

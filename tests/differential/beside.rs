@@ -50,6 +50,21 @@ pub(crate) enum Beside {
     Overlayfs,
 }
 
+/// The operation, whoever does it.
+fn what(op: &Op) -> &Op {
+    match op {
+        Op::As(_, _, op) => op,
+        op => op,
+    }
+}
+
+fn allocates(op: &Op) -> bool {
+    matches!(
+        what(op),
+        Op::Allocate(..) | Op::More(More::AllocateHeld(..))
+    )
+}
+
 impl Beside {
     /// Whether the kernel has overlayfs.
     pub(crate) fn overlayfs_is_there() -> bool {
@@ -112,20 +127,12 @@ impl Beside {
 
     /// Whether an operation is left out: RENAME_WHITEOUT, which a local filesystem has.
     pub(crate) fn leaves_out(self, op: &Op) -> bool {
-        let op = match op {
-            Op::As(_, _, op) => op,
-            op => op,
-        };
-        self == Self::Directory && matches!(op, Op::Rename(_, _, 4))
+        self == Self::Directory && matches!(what(op), Op::Rename(_, _, 4))
     }
 
-    /// Whether both gave the same, as far as they should.
-    pub(crate) fn same(self, op: &Op, want: Outcome, got: Outcome) -> bool {
-        let op = match op {
-            Op::As(_, _, op) => op,
-            op => op,
-        };
-        match op {
+    /// Whether both gave the same, as far as they should; `before` is what was done before.
+    pub(crate) fn same(self, before: &[Op], op: &Op, want: Outcome, got: Outcome) -> bool {
+        match what(op) {
             // Bytes of a descriptor from before; a link count of a directory.
             Op::ReadHeld | Op::InHeldDir(4..) if self == Self::Overlayfs => {
                 want.map(|_| ()) == got.map(|_| ())
@@ -133,7 +140,17 @@ impl Beside {
             Op::RemoveAcl(..) if self == Self::Overlayfs && want == Err(Errno::NODATA) => {
                 got == Ok(0)
             }
-            Op::More(More::Seek(..) | More::SeekHeld(..)) if self == Self::Overlayfs => true,
+            Op::More(More::Seek(..) | More::SeekHeld(..)) => match self {
+                Self::Overlayfs => true,
+                // Whether a range that was allocated and never written is data is for the
+                // filesystem to say, and ext4 says it by what lies in memory
+                // (mm/filemap.c:mapping_seek_hole_data()).
+                Self::Directory => {
+                    let found = |outcome| matches!(outcome, Ok(_) | Err(Errno::NXIO));
+                    let allocated = before.iter().any(allocates);
+                    want == got || allocated && found(want) && found(got)
+                }
+            },
             _ => want == got,
         }
     }

@@ -28,7 +28,7 @@ use crate::upper::Upper;
 
 pub use layers::version;
 use record::KernelRecord;
-pub use record::has_upper;
+pub use record::open_upper;
 pub(super) use record::{find as find_record, shows_upper, sweep_all};
 
 /// What serves a mount.

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::mount::registry;
 use crate::mount::{MountOptions, scratch};
 use crate::sys::mount::{MountPoint, mounts};
-use crate::upper;
+use crate::upper::{self, Upper, UpperError};
 
 const PREFIX: &str = "kernel-";
 
@@ -152,9 +152,19 @@ pub(in crate::mount) fn find(dirs: &[PathBuf], mount: &MountPoint) -> Option<Fou
         .find(|found| found.is_of(std::slice::from_ref(mount)))
 }
 
+/// [`Upper::open`], for either engine: refused as well while a mount without a server has the upper.
+///
+/// # Errors
+/// [`UpperError`].
+pub fn open_upper(dirs: &[PathBuf], upper: &Path, work: &Path) -> Result<Upper, UpperError> {
+    if has_upper(dirs, upper) {
+        return Err(UpperError::Busy(upper.to_owned()));
+    }
+    Upper::open(upper, work)
+}
+
 /// Whether a mount without a server has this upper, by the state files and by what overlayfs says.
-#[must_use]
-pub fn has_upper(dirs: &[PathBuf], upper: &Path) -> bool {
+fn has_upper(dirs: &[PathBuf], upper: &Path) -> bool {
     let Ok(upper) = upper.canonicalize() else {
         return false;
     };
