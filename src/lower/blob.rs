@@ -115,10 +115,26 @@ impl Blob {
             }
             Err(e) => return Err(io(e)),
         }
-        let now = FileIdentity::of(&self.file.metadata().map_err(io)?);
-        self.spec
-            .identity
-            .difference(&now)
-            .map_or(Ok(()), |what| Err(changed(what)))
+        self.check()
+    }
+
+    /// Compares the blob with what was indexed.
+    pub(super) fn check(&self) -> Result<(), LowerError> {
+        let metadata = self.file.metadata().map_err(|source| LowerError::Io {
+            path: self.spec.path.clone(),
+            source,
+        })?;
+        let difference = self.spec.identity.difference(&FileIdentity::of(&metadata));
+        difference.map_or(Ok(()), |what| {
+            Err(LowerError::BlobChanged {
+                blob: self.spec.path.clone(),
+                what,
+            })
+        })
+    }
+
+    /// The open file.
+    pub(super) fn file(&self) -> &File {
+        &self.file
     }
 }

@@ -12,6 +12,7 @@ mod blob;
 #[cfg(any(test, fuzzing))]
 pub mod exercise;
 mod names;
+mod native;
 mod resolve;
 mod walk;
 
@@ -33,6 +34,7 @@ pub use crate::erofs::reader::Place;
 use crate::erofs::reader::{Bytes, DirPosition, Inode, ReadError, Reader, Reverse};
 use crate::inode::{Attr, Kind, Xattr};
 use crate::name::Name;
+use crate::sys::handle::NativeRoot;
 use crate::sys::map::Map;
 
 use blob::Blob;
@@ -176,6 +178,8 @@ pub struct Lower {
     scanned: OnceLock<Vec<(u64, u64)>>,
     /// The directory that [`Self::names`] asked last.
     last_dir: Mutex<Option<Arc<names::ByNid>>>,
+    /// A mount of this index by the kernel: [`Self::set_native`].
+    native: OnceLock<NativeRoot>,
 }
 
 impl Lower {
@@ -239,6 +243,7 @@ impl Lower {
             reverse,
             scanned: OnceLock::new(),
             last_dir: Mutex::new(None),
+            native: OnceLock::new(),
         })
     }
 
@@ -251,6 +256,17 @@ impl Lower {
     /// The blobs, in the order of the index's device table.
     pub fn blobs(&self) -> impl ExactSizeIterator<Item = &BlobFile> {
         self.blobs.iter().map(Blob::spec)
+    }
+
+    /// The same blobs, as open files.
+    pub fn blob_files(&self) -> impl ExactSizeIterator<Item = &File> {
+        self.blobs.iter().map(Blob::file)
+    }
+
+    /// The volume's UUID in the index, by which the kernel's mounts of it can be told.
+    #[must_use]
+    pub fn uuid(&self) -> [u8; 16] {
+        self.reader.superblock().uuid
     }
 
     /// What the image tells of itself without a walk.

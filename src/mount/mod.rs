@@ -8,6 +8,7 @@
 //! - It *never* holds a descriptor on its own mount and never looks at its own mount point; what
 //!   is mounted where is read from mountinfo, so that no caller can hang on a dead server.
 
+pub mod backing;
 mod error;
 pub mod kernel;
 mod point;

@@ -8,6 +8,7 @@ pub mod asker;
 pub(crate) mod faults;
 pub mod fs;
 pub mod fuse;
+pub mod handle;
 pub mod map;
 pub mod mount;
 pub mod namespace;
