@@ -1,8 +1,10 @@
 //! Attributes of inodes and of the filesystem, and link targets.
 
+use std::time::Duration;
+
 use fuser::{FileHandle, INodeNo, ReplyAttr, ReplyData, ReplyStatfs};
 
-use super::convert::{attr, handle, ino};
+use super::convert::{attr, handle};
 use super::{Adapter, Answer, FOREVER, errno, guarded};
 use crate::inode::Attr;
 use crate::overlay::SetAttr;
@@ -12,10 +14,10 @@ impl Adapter {
         tracing::trace!(op = "getattr", ino = %nodeid);
         let answer = guarded("getattr", || {
             self.overlay
-                .getattr(ino(nodeid), fh.map(handle))
+                .getattr(self.ino(nodeid), fh.map(handle))
                 .map_err(errno)
         });
-        reply_attr(answer, reply);
+        self.reply_attr(nodeid, answer, reply);
     }
 
     pub(super) fn on_setattr(
@@ -28,16 +30,16 @@ impl Adapter {
         tracing::trace!(op = "setattr", ino = %nodeid, ?set);
         let answer = guarded("setattr", || {
             self.overlay
-                .setattr(ino(nodeid), fh.map(handle), &set)
+                .setattr(self.ino(nodeid), fh.map(handle), &set)
                 .map_err(errno)
         });
-        reply_attr(answer, reply);
+        self.reply_attr(nodeid, answer, reply);
     }
 
     pub(super) fn on_readlink(&self, nodeid: INodeNo, reply: ReplyData) {
         tracing::trace!(op = "readlink", ino = %nodeid);
         match guarded("readlink", || {
-            self.overlay.readlink(ino(nodeid)).map_err(errno)
+            self.overlay.readlink(self.ino(nodeid)).map_err(errno)
         }) {
             Ok(target) => reply.data(&target),
             Err(errno) => reply.error(errno),
@@ -52,11 +54,20 @@ impl Adapter {
             Err(errno) => reply.error(errno),
         }
     }
-}
 
-fn reply_attr(answer: Answer<Attr>, reply: ReplyAttr) {
-    match answer.and_then(|a| attr(&a)) {
-        Ok(attr) => reply.attr(&FOREVER, &attr),
-        Err(errno) => reply.error(errno),
+    fn reply_attr(&self, nodeid: INodeNo, answer: Answer<Attr>, reply: ReplyAttr) {
+        match answer.and_then(|a| attr(&a)) {
+            Ok(attr) => reply.attr(&self.attributes_hold(nodeid), &attr),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    /// How long the attributes of `nodeid` hold.
+    pub(super) fn attributes_hold(&self, nodeid: INodeNo) -> Duration {
+        if self.opens.attributes_change(nodeid) {
+            Duration::ZERO
+        } else {
+            FOREVER
+        }
     }
 }

@@ -8,11 +8,7 @@ use fuser::{Errno, FileAttr, FileHandle, FileType, INodeNo, Request, TimeOrNow};
 use super::Answer;
 use crate::inode::{Attr, Kind, Time};
 use crate::name::{Name, NameError};
-use crate::overlay::{Asker, Caller, Handle, Ino, SetAttr, SetTime};
-
-pub(super) fn ino(nodeid: INodeNo) -> Ino {
-    Ino(nodeid.0)
-}
+use crate::overlay::{Asker, Caller, Handle, SetAttr, SetTime};
 
 pub(super) fn handle(fh: FileHandle) -> Handle {
     Handle(fh.0)
@@ -157,6 +153,7 @@ fn set_time(time: TimeOrNow) -> SetTime {
 }
 
 pub(super) fn set_attr(
+    req: &Request,
     mode: Option<u32>,
     uid: Option<u32>,
     gid: Option<u32>,
@@ -171,6 +168,7 @@ pub(super) fn set_attr(
         size,
         atime: atime.map(set_time),
         mtime: mtime.map(set_time),
+        asker: Some(asker(req)),
     }
 }
 

@@ -5,12 +5,12 @@ use std::ops::ControlFlow;
 use std::os::unix::ffi::OsStrExt;
 
 use fuser::{
-    Errno, FileHandle, FopenFlags, Generation, INodeNo, ReplyDirectory, ReplyDirectoryPlus,
-    ReplyEmpty, ReplyOpen,
+    Errno, FileHandle, FopenFlags, INodeNo, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
+    ReplyOpen,
 };
 
-use super::convert::{attr, bare_attr, file_type, handle, ino};
-use super::entries::reply_empty;
+use super::convert::{bare_attr, file_type, handle};
+use super::entries::{Shown, reply_empty};
 use super::{Adapter, Answer, FOREVER, NO_GENERATION, errno, guarded};
 use crate::overlay::{DirEntry, Listings};
 
@@ -29,7 +29,7 @@ impl Adapter {
     pub(super) fn on_opendir(&self, nodeid: INodeNo, reply: ReplyOpen) {
         tracing::trace!(op = "opendir", ino = %nodeid);
         match guarded("opendir", || {
-            self.overlay.opendir(ino(nodeid)).map_err(errno)
+            self.overlay.opendir(self.ino(nodeid)).map_err(errno)
         }) {
             Ok(opened) => reply.opened(FileHandle(opened.handle.0), flags(opened.listings)),
             Err(errno) => reply.error(errno),
@@ -69,18 +69,17 @@ impl Adapter {
             let mut failed = Ok(());
             self.overlay
                 .readdirplus(handle(fh), offset, &mut |e| {
-                    let attr = match plus_attr(&e) {
-                        Ok(attr) => attr,
+                    let shown = match self.plus(&e) {
+                        Ok(shown) => shown,
                         Err(errno) => {
                             failed = Err(errno);
                             return ControlFlow::Break(());
                         }
                     };
                     let name = OsStr::from_bytes(e.name);
-                    let generation = e
-                        .entry
-                        .map_or(NO_GENERATION, |entry| Generation(entry.generation.into()));
-                    if reply.add(attr.ino, e.next, name, &FOREVER, &attr, generation) {
+                    let (attr, generation) = (&shown.attr, shown.generation);
+                    if reply.add(attr.ino, e.next, name, &shown.holds, attr, generation) {
+                        self.opens.aliases().forget(attr.ino.0, 1);
                         return ControlFlow::Break(());
                     }
                     taken += 1;
@@ -92,6 +91,20 @@ impl Adapter {
         match listed(answer, taken) {
             Ok(()) => reply.ok(),
             Err(errno) => reply.error(errno),
+        }
+    }
+
+    /// What goes with an entry of READDIRPLUS. `.` and `..` have nothing: the kernel links no
+    /// inode for them and counts no lookup (fs/fuse/readdir.c:fuse_direntplus_link()).
+    fn plus(&self, e: &DirEntry<'_>) -> Answer<Shown> {
+        match e.entry {
+            Some(entry) => self.shown_in_listing(entry),
+            None if matches!(e.name, b"." | b"..") => Ok(Shown {
+                attr: bare_attr(e.ino, e.kind),
+                generation: NO_GENERATION,
+                holds: FOREVER,
+            }),
+            None => Err(Errno::EIO),
         }
     }
 
@@ -121,38 +134,14 @@ fn listed(answer: Answer<()>, taken: usize) -> Answer<()> {
     if taken > 0 { Ok(()) } else { answer }
 }
 
-/// The attributes that go with an entry of READDIRPLUS. `.` and `..` have none: the kernel links
-/// no inode for them and counts no lookup (fs/fuse/readdir.c:fuse_direntplus_link()).
-fn plus_attr(e: &DirEntry<'_>) -> Answer<fuser::FileAttr> {
-    match e.entry {
-        Some(entry) => attr(&entry.attr),
-        None if matches!(e.name, b"." | b"..") => Ok(bare_attr(e.ino, e.kind)),
-        None => Err(Errno::EIO),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::inode::Kind;
 
     #[test]
     fn an_error_waits_behind_entries() {
         assert_eq!(listed(Err(Errno::EIO), 3), Ok(()));
         assert_eq!(listed(Err(Errno::EIO), 0), Err(Errno::EIO));
         assert_eq!(listed(Ok(()), 0), Ok(()));
-    }
-
-    #[test]
-    fn only_dots_go_without_attributes() {
-        let entry = |name| DirEntry {
-            name,
-            ino: 7,
-            kind: Kind::Dir,
-            next: 1,
-            entry: None,
-        };
-        assert_eq!(plus_attr(&entry(b"..")).unwrap().ino, INodeNo(7));
-        assert_eq!(plus_attr(&entry(b"a")), Err(Errno::EIO));
     }
 }

@@ -3,13 +3,14 @@
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::time::Duration;
 
-use fuser::{Errno, Generation, INodeNo, RenameFlags, ReplyEmpty, ReplyEntry, Request};
+use fuser::{Errno, FileAttr, Generation, INodeNo, RenameFlags, ReplyEmpty, ReplyEntry, Request};
 
-use super::convert::{attr, bare_attr, caller, device, ino, name, perm};
+use super::convert::{attr, bare_attr, caller, device, name, perm};
 use super::{Adapter, Answer, FOREVER, NO_GENERATION, errno, guarded};
 use crate::inode::Kind;
-use crate::overlay::{Entry, Make};
+use crate::overlay::{Entry, Ino, Make};
 
 /// A directory and a name in it, as the kernel sends them.
 pub(super) type Place<'a> = (INodeNo, &'a OsStr);
@@ -20,13 +21,17 @@ impl Adapter {
         let answer = guarded("lookup", || {
             match name_.as_bytes() {
                 // The two ways by which the kernel opens a file handle (FUSE_EXPORT_SUPPORT).
-                b"." => self.overlay.revisit(ino(parent)),
-                b".." => self.overlay.parent(ino(parent)),
-                _ => self.overlay.lookup(ino(parent), &name(name_)?),
+                b"." => self.overlay.revisit(self.ino(parent)),
+                b".." => self.overlay.parent(self.ino(parent)),
+                _ => self.overlay.lookup(self.ino(parent), &name(name_)?),
             }
             .map_err(errno)
         });
         match answer {
+            // A file handle is opened by the number that it was made of.
+            Ok(entry) if name_ == "." && entry.attr.ino == parent.0 => {
+                self.reply_shown(self.shown_by(entry, parent), reply);
+            }
             // A positive answer with nodeid 0 is "no such name, and you may remember that"
             // (fs/fuse/dir.c:fuse_lookup_name()); ENOENT would be asked again each time.
             Err(Errno::ENOENT) => {
@@ -40,7 +45,8 @@ impl Adapter {
         tracing::trace!(op = "forget", ino = %nodeid, lookups);
         // There is no reply to a forget; a panic in it has been logged.
         guarded("forget", || {
-            self.overlay.forget(ino(nodeid), lookups);
+            let ino = self.opens.aliases().forget(nodeid.0, lookups);
+            self.overlay.forget(ino, lookups);
             Ok(())
         })
         .unwrap_or(());
@@ -111,7 +117,7 @@ impl Adapter {
         self.overlay
             .make(
                 caller(req),
-                ino(parent),
+                self.ino(parent),
                 &name(name_)?,
                 what,
                 perm(mode),
@@ -124,7 +130,7 @@ impl Adapter {
         tracing::trace!(op = "link", ino = %nodeid, parent = %to.0, name = ?to.1);
         let answer = guarded("link", || {
             self.overlay
-                .link(ino(nodeid), ino(to.0), &name(to.1)?)
+                .link(self.ino(nodeid), self.ino(to.0), &name(to.1)?)
                 .map_err(errno)
         });
         self.reply_entry(answer, reply);
@@ -135,7 +141,7 @@ impl Adapter {
         reply_empty(
             guarded("unlink", || {
                 self.overlay
-                    .unlink(ino(parent), &name(name_)?)
+                    .unlink(self.ino(parent), &name(name_)?)
                     .map_err(errno)
             }),
             reply,
@@ -147,7 +153,7 @@ impl Adapter {
         reply_empty(
             guarded("rmdir", || {
                 self.overlay
-                    .rmdir(ino(parent), &name(name_)?)
+                    .rmdir(self.ino(parent), &name(name_)?)
                     .map_err(errno)
             }),
             reply,
@@ -166,9 +172,9 @@ impl Adapter {
             guarded("rename", || {
                 self.overlay
                     .rename(
-                        ino(from.0),
+                        self.ino(from.0),
                         &name(from.1)?,
-                        ino(to.0),
+                        self.ino(to.0),
                         &name(to.1)?,
                         flags.bits(),
                     )
@@ -179,19 +185,66 @@ impl Adapter {
     }
 
     fn reply_entry(&self, answer: Answer<Entry>, reply: ReplyEntry) {
-        match self.shown(answer) {
-            Ok((attr, generation)) => reply.entry(&FOREVER, &attr, generation),
+        self.reply_shown(self.shown(answer), reply);
+    }
+
+    fn reply_shown(&self, answer: Answer<Shown>, reply: ReplyEntry) {
+        match answer {
+            Ok(shown) => {
+                reply.entry_with_ttls(&shown.holds, &FOREVER, &shown.attr, shown.generation);
+            }
             Err(errno) => reply.error(errno),
         }
     }
 
-    /// The attributes of an entry as the wire takes them; the lookup that the entry counts is
-    /// given back where they do not fit.
-    pub(super) fn shown(&self, answer: Answer<Entry>) -> Answer<(fuser::FileAttr, Generation)> {
+    /// An entry as the wire takes it; the lookup that the entry counts is given back where its
+    /// attributes do not fit.
+    pub(super) fn shown(&self, answer: Answer<Entry>) -> Answer<Shown> {
         let entry = answer?;
-        let attr = attr(&entry.attr).inspect_err(|_| self.on_forget(INodeNo(entry.attr.ino), 1))?;
-        Ok((attr, Generation(entry.generation.into())))
+        let nodeid = INodeNo(self.opens.aliases().show(Ino(entry.attr.ino)));
+        self.shown_by(entry, nodeid)
     }
+
+    /// The same for an entry of a listing, which counts when it is taken.
+    pub(super) fn shown_in_listing(&self, entry: Entry) -> Answer<Shown> {
+        let nodeid = INodeNo(self.opens.aliases().show(Ino(entry.attr.ino)));
+        self.shown_as(entry, nodeid).inspect_err(|_| {
+            self.opens.aliases().forget(nodeid.0, 1);
+        })
+    }
+
+    fn shown_by(&self, entry: Entry, nodeid: INodeNo) -> Answer<Shown> {
+        self.shown_as(entry, nodeid)
+            .inspect_err(|_| self.on_forget(nodeid, 1))
+    }
+
+    fn shown_as(&self, entry: Entry, nodeid: INodeNo) -> Answer<Shown> {
+        let ino = entry.attr.ino;
+        let mut attr = attr(&entry.attr)?;
+        attr.ino = nodeid;
+        let (generation, holds) = if nodeid.0 == ino {
+            let generation = Generation(entry.generation.into());
+            (generation, self.attributes_hold(nodeid))
+        } else {
+            // The number here is the alias; the attributes that are asked for have `st_ino`.
+            (NO_GENERATION, Duration::ZERO)
+        };
+        Ok(Shown {
+            attr,
+            generation,
+            holds,
+        })
+    }
+}
+
+/// What a lookup answers.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Shown {
+    /// `ino` is the nodeid.
+    pub(super) attr: FileAttr,
+    pub(super) generation: Generation,
+    /// How long the attributes hold; the name always does.
+    pub(super) holds: Duration,
 }
 
 pub(super) fn reply_empty(answer: Answer<()>, reply: ReplyEmpty) {

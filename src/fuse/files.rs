@@ -1,14 +1,16 @@
 //! Open files.
 
 use std::cell::RefCell;
+use std::os::fd::BorrowedFd;
 
 use fuser::{
     Errno, FileHandle, FopenFlags, INodeNo, OpenFlags, ReplyCreate, ReplyData, ReplyEmpty,
     ReplyLseek, ReplyOpen, ReplyWrite, Request,
 };
 
-use super::convert::{caller, handle, ino, name, perm};
+use super::convert::{asker, caller, handle, name, perm};
 use super::entries::{Place, reply_empty};
+use super::opens::Served;
 use super::{Adapter, Answer, FOREVER, errno, guarded};
 use crate::lower::Seek;
 
@@ -17,9 +19,23 @@ use crate::lower::Seek;
 /// drops the pages that a direct write makes stale (mm/filemap.c:generic_file_direct_write()).
 const OPENED: FopenFlags = FopenFlags::FOPEN_KEEP_CACHE;
 
+/// Of a file that the kernel reads and writes by itself no pages are kept here.
+const BY_KERNEL: FopenFlags = FopenFlags::empty();
+
+/// Reads and writes come by requests all the same (fs/fuse/file.c:fuse_file_read_iter()).
+const MAPS_ONLY: FopenFlags = FopenFlags::FOPEN_DIRECT_IO;
+
 /// The most bytes of one COPY_FILE_RANGE: as read(2) and write(2), and so that the answer, a
 /// `u32`, always holds it (include/linux/fs.h: MAX_RW_COUNT).
 const MAX_COPY: u64 = 0x7fff_f000;
+
+/// Who changes the content of an open file.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Writer<'a> {
+    pub(super) req: &'a Request,
+    pub(super) ino: INodeNo,
+    pub(super) fh: FileHandle,
+}
 
 thread_local! {
     /// Where this thread's READs are gathered, kept so that it is not cleared for each.
@@ -29,10 +45,21 @@ thread_local! {
 impl Adapter {
     pub(super) fn on_open(&self, nodeid: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         tracing::trace!(op = "open", ino = %nodeid, flags = flags.0);
-        match guarded("open", || {
-            self.overlay.open(ino(nodeid), flags.0).map_err(errno)
-        }) {
-            Ok(handle) => reply.opened(FileHandle(handle.0), OPENED),
+        let answer = guarded("open", || {
+            let handle = self
+                .overlay
+                .open(self.ino(nodeid), flags.0)
+                .map_err(errno)?;
+            let backing = |fd: BorrowedFd<'_>| reply.open_backing(fd);
+            self.opens
+                .open(&self.overlay, nodeid, handle, flags.0, &backing)
+                .map(|served| (FileHandle(handle.0), served))
+                .inspect_err(|_| self.overlay.release(handle))
+        });
+        match answer {
+            Ok((fh, Served::Requests)) => reply.opened(fh, OPENED),
+            Ok((fh, Served::Kernel(id))) => reply.opened_passthrough(fh, BY_KERNEL, &id),
+            Ok((fh, Served::MapsOnly(id))) => reply.opened_passthrough(fh, MAPS_ONLY, &id),
             Err(errno) => reply.error(errno),
         }
     }
@@ -52,7 +79,7 @@ impl Adapter {
                 .overlay
                 .create(
                     caller(req),
-                    ino(parent),
+                    self.ino(parent),
                     &name(name_)?,
                     perm(mode),
                     perm(umask),
@@ -62,11 +89,28 @@ impl Adapter {
             let shown = self
                 .shown(Ok(entry))
                 .inspect_err(|_| self.overlay.release(handle))?;
-            Ok((shown, handle))
+            let backing = |fd: BorrowedFd<'_>| reply.open_backing(fd);
+            // Nothing else is open of it, so there is nothing that this could not go with.
+            let served = self
+                .opens
+                .open(&self.overlay, shown.attr.ino, handle, flags, &backing)
+                .inspect_err(|_| {
+                    self.overlay.release(handle);
+                    self.on_forget(shown.attr.ino, 1);
+                })?;
+            Ok((shown, FileHandle(handle.0), served))
         });
         match answer {
-            Ok(((attr, generation), handle)) => {
-                reply.created(&FOREVER, &attr, generation, FileHandle(handle.0), OPENED);
+            Ok((shown, fh, served)) => {
+                let (attr, generation) = (&shown.attr, shown.generation);
+                let (id, flags) = match &served {
+                    Served::Requests => {
+                        return reply.created(&FOREVER, attr, generation, fh, OPENED);
+                    }
+                    Served::Kernel(id) => (id, BY_KERNEL),
+                    Served::MapsOnly(id) => (id, MAPS_ONLY),
+                };
+                reply.created_passthrough(&FOREVER, attr, generation, fh, flags, id);
             }
             Err(errno) => reply.error(errno),
         }
@@ -94,17 +138,48 @@ impl Adapter {
         });
     }
 
-    pub(super) fn on_write(&self, fh: FileHandle, offset: u64, data: &[u8], reply: ReplyWrite) {
+    pub(super) fn on_write(
+        &self,
+        writer: Writer<'_>,
+        unprivileged: bool,
+        offset: u64,
+        data: &[u8],
+        reply: ReplyWrite,
+    ) {
+        let fh = writer.fh;
         tracing::trace!(op = "write", fh = fh.0, offset, len = data.len());
         let answer = guarded("write", || {
+            if unprivileged {
+                self.drop_privileges(writer, true)?;
+            }
             self.overlay.write(handle(fh), offset, data).map_err(errno)
         });
         reply_written(answer, reply);
     }
 
-    pub(super) fn on_release(&self, fh: FileHandle, reply: ReplyEmpty) {
+    /// With `HANDLE_KILLPRIV_V2` a write's privileges are the server's to drop. The kernel is told,
+    /// since it starts programs by the mode that it knows.
+    fn drop_privileges(&self, writer: Writer<'_>, unprivileged: bool) -> Answer<()> {
+        let dropped = self
+            .overlay
+            .drop_privileges(handle(writer.fh), asker(writer.req), unprivileged)
+            .map_err(errno)?;
+        if dropped {
+            self.opens.ask_again(writer.ino);
+        }
+        Ok(())
+    }
+
+    pub(super) fn on_release(
+        &self,
+        nodeid: INodeNo,
+        fh: FileHandle,
+        flags: OpenFlags,
+        reply: ReplyEmpty,
+    ) {
         tracing::trace!(op = "release", fh = fh.0);
         let answer = guarded("release", || {
+            self.opens.release(nodeid, flags.0);
             self.overlay.release(handle(fh));
             Ok(())
         });
@@ -123,15 +198,17 @@ impl Adapter {
 
     pub(super) fn on_fallocate(
         &self,
-        fh: FileHandle,
+        writer: Writer<'_>,
         offset: u64,
         len: u64,
         mode: i32,
         reply: ReplyEmpty,
     ) {
+        let fh = writer.fh;
         tracing::trace!(op = "fallocate", fh = fh.0, offset, len, mode);
         reply_empty(
             guarded("fallocate", || {
+                self.drop_privileges(writer, false)?;
                 self.overlay
                     .fallocate(handle(fh), mode, offset, len)
                     .map_err(errno)
@@ -164,12 +241,15 @@ impl Adapter {
     pub(super) fn on_copy_file_range(
         &self,
         from: (FileHandle, u64),
-        to: (FileHandle, u64),
+        writer: Writer<'_>,
+        to_offset: u64,
         len: u64,
         reply: ReplyWrite,
     ) {
+        let to = (writer.fh, to_offset);
         tracing::trace!(op = "copy_file_range", ?from, ?to, len);
         let answer = guarded("copy_file_range", || {
+            self.drop_privileges(writer, false)?;
             let len = usize::try_from(len.min(MAX_COPY)).map_err(|_| Errno::EINVAL)?;
             self.overlay
                 .copy_file_range(handle(from.0), from.1, handle(to.0), to.1, len)

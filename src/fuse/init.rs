@@ -14,11 +14,9 @@ const MAX_BACKGROUND: u16 = 64;
 /// `MAX_PAGES` itself.
 ///
 /// Never asked for:
-/// - `WRITEBACK_CACHE`: sizes and times would be the kernel's, and it excludes passthrough;
-/// - `HANDLE_KILLPRIV`, `HANDLE_KILLPRIV_V2`: the kernel clears set-user-ID bits by SETATTR,
-///   knowing the caller's capabilities, which we do not;
-/// - `ATOMIC_O_TRUNC`: for the same reason. Truncation by open(2) comes as a SETATTR after the
-///   OPEN, in which the kernel also clears set-user-ID bits; inside OPEN nobody would;
+/// - `WRITEBACK_CACHE`: sizes and times would be the kernel's, and it excludes `PASSTHROUGH`;
+/// - `HANDLE_KILLPRIV`: the second version tells who writes without privileges;
+/// - `ATOMIC_O_TRUNC`: truncation by open(2) comes as a SETATTR after the OPEN;
 /// - `SETXATTR_EXT` (the overlay finds out by itself who loses set-group-ID by an ACL),
 ///   `ALLOW_IDMAP`, `CREATE_SUPP_GROUP`, `SECURITY_CTX`: fuser does not parse the
 ///   longer requests that they bring;
@@ -33,14 +31,30 @@ const WANTED: InitFlags = InitFlags::FUSE_DO_READDIRPLUS
     // File handles of what the kernel has forgotten: it looks up "." and ".." of the number.
     .union(InitFlags::FUSE_EXPORT_SUPPORT)
     .union(InitFlags::FUSE_POSIX_ACL)
+    // Set-user-ID and its like are the server's to drop. In return the kernel remembers of an
+    // inode that it has none (SB_NOSEC), where it would else ask for security.capability before
+    // each write.
+    .union(InitFlags::FUSE_HANDLE_KILLPRIV_V2)
     .union(InitFlags::FUSE_DONT_MASK);
 
-pub(super) fn negotiate(config: &mut KernelConfig) -> io::Result<()> {
-    let agreed = WANTED & config.capabilities();
+/// Agrees on features; answers whether the kernel takes backing files, if they are wanted.
+pub(super) fn negotiate(config: &mut KernelConfig, passthrough: bool) -> io::Result<bool> {
+    let mut wanted = WANTED;
+    if passthrough {
+        wanted |= InitFlags::FUSE_PASSTHROUGH;
+    }
+    let agreed = wanted & config.capabilities();
+    let passthrough = agreed.contains(InitFlags::FUSE_PASSTHROUGH);
+    if passthrough {
+        // One filesystem below, and room for an overlayfs above.
+        config
+            .set_max_stack_depth(1)
+            .map_err(|most| io::Error::other(format!("max_stack_depth must be {most}")))?;
+    }
     config
         .add_capabilities(agreed)
         .map_err(|flags| io::Error::other(format!("the kernel took back {flags:?}")))?;
-    let missing = WANTED - agreed;
+    let missing = wanted - agreed;
     if !missing.is_empty() {
         tracing::info!(?missing, "this kernel's FUSE lacks some features");
     }
@@ -53,7 +67,7 @@ pub(super) fn negotiate(config: &mut KernelConfig) -> io::Result<()> {
     // max_readahead stays the kernel's offer: it can be lowered here, not raised (the mount
     // raises the bdi's read_ahead_kb instead).
     tracing::debug!(abi = ?config.kernel_abi(), ?agreed, "connected");
-    Ok(())
+    Ok(passthrough)
 }
 
 /// Threads, and no filter of users.

@@ -7,16 +7,19 @@
 //! - entry, attribute and negative timeouts never run out: the server is the only writer of the
 //!   tree, so the kernel's caches cannot be stale.
 //!
-//! It *never* answers a request from state of its own, never opens a file, never holds a lock.
+//! State of its own has only what the kernel makes necessary: how each open file is served
+//! ([`opens`]), and second numbers of inodes ([`alias`]).
 //!
 //! This is the only module that knows the `fuser` crate.
 
+mod alias;
 mod attrs;
 mod convert;
 mod dirs;
 mod entries;
 mod files;
 mod init;
+mod opens;
 mod xattrs;
 
 use std::ffi::OsStr;
@@ -34,7 +37,10 @@ use fuser::{
     ReplyStatfs, ReplyWrite, ReplyXattr, Request, Session, SessionACL, TimeOrNow, WriteFlags,
 };
 
-use crate::overlay::{self, Overlay};
+use crate::overlay::{self, Ino, Overlay};
+
+use files::Writer;
+use opens::Opens;
 
 /// How long the kernel may trust an entry, attributes or the absence of a name: 136 years.
 /// `fuse_time_to_jiffies()` (fs/fuse/dir.c) caps what does not fit in jiffies, so a larger number
@@ -43,6 +49,27 @@ const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);
 
 /// The generation of a name that leads nowhere.
 const NO_GENERATION: Generation = Generation(0);
+
+/// How a connection is to serve.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Settings {
+    /// Let the kernel read and write files by itself where it can (FUSE passthrough): those of the
+    /// upper, and those of the image that have at least so many bytes. What is open of a file of
+    /// the image that is served so does not see what is written to the file later, as with
+    /// overlayfs. Needs root and Linux 6.9; without, all goes by requests. `None`: all does.
+    pub passthrough: Option<u64>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            passthrough: Some(PASSTHROUGH_FROM),
+        }
+    }
+}
+
+/// The default of [`Settings::passthrough`]: a smaller file is read by one request.
+pub const PASSTHROUGH_FROM: u64 = 64 << 10;
 
 /// Serves the requests of one FUSE connection until it ends.
 pub struct Connection {
@@ -61,13 +88,18 @@ impl Connection {
     ///
     /// # Errors
     /// The device is not of a living connection, or the kernel speaks another protocol.
-    pub fn open(overlay: Arc<Overlay>, device: OwnedFd) -> io::Result<Self> {
+    pub fn open(overlay: Arc<Overlay>, device: OwnedFd, settings: Settings) -> io::Result<Self> {
         // Who may reach the mount is the kernel's to decide (`allow_other`,
         // fs/fuse/dir.c:fuse_allow_current_process()); a second filter here would refuse
         // set-user-ID programs of the mount's own user.
         let acl = SessionACL::All;
-        let session =
-            Session::from_fd(Adapter { overlay }, device, acl, init::session_config(acl))?;
+        let opens = Arc::new(Opens::new(settings.passthrough));
+        let adapter = Adapter {
+            overlay,
+            opens: Arc::clone(&opens),
+        };
+        let session = Session::from_fd(adapter, device, acl, init::session_config(acl))?;
+        opens.set_notifier(session.notifier());
         Ok(Self { session })
     }
 
@@ -86,6 +118,14 @@ type Answer<T> = Result<T, Errno>;
 
 struct Adapter {
     overlay: Arc<Overlay>,
+    opens: Arc<Opens>,
+}
+
+impl Adapter {
+    /// The inode that the kernel means.
+    fn ino(&self, nodeid: INodeNo) -> Ino {
+        self.opens.aliases().ino(nodeid.0)
+    }
 }
 
 /// Runs a handler's call; a panic becomes EIO.
@@ -117,7 +157,10 @@ fn errno(error: overlay::Error) -> Errno {
 /// One line a request; each goes to the method of the same name in a file of its theme.
 impl Filesystem for Adapter {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        init::negotiate(config)
+        if !init::negotiate(config, self.opens.passthrough())? {
+            self.opens.no_passthrough();
+        }
+        Ok(())
     }
 
     // ---- entries.rs
@@ -197,7 +240,7 @@ impl Filesystem for Adapter {
     }
     fn setattr(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         mode: Option<u32>,
         uid: Option<u32>,
@@ -213,7 +256,7 @@ impl Filesystem for Adapter {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        let set = convert::set_attr(mode, uid, gid, size, atime, mtime);
+        let set = convert::set_attr(req, mode, uid, gid, size, atime, mtime);
         self.on_setattr(ino, fh, set, reply);
     }
     fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
@@ -255,17 +298,19 @@ impl Filesystem for Adapter {
     }
     fn write(
         &self,
-        _req: &Request,
-        _ino: INodeNo,
+        req: &Request,
+        ino: INodeNo,
         fh: FileHandle,
         offset: u64,
         data: &[u8],
-        _write_flags: WriteFlags,
-        _flags: OpenFlags,
+        flags: WriteFlags,
+        _open_flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        self.on_write(fh, offset, data, reply);
+        let unprivileged = flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+        let writer = Writer { req, ino, fh };
+        self.on_write(writer, unprivileged, offset, data, reply);
     }
     fn flush(
         &self,
@@ -282,14 +327,14 @@ impl Filesystem for Adapter {
     fn release(
         &self,
         _req: &Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         fh: FileHandle,
-        _flags: OpenFlags,
+        flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        self.on_release(fh, reply);
+        self.on_release(ino, fh, flags, reply);
     }
     fn fsync(
         &self,
@@ -303,15 +348,16 @@ impl Filesystem for Adapter {
     }
     fn fallocate(
         &self,
-        _req: &Request,
-        _ino: INodeNo,
+        req: &Request,
+        ino: INodeNo,
         fh: FileHandle,
         offset: u64,
         length: u64,
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        self.on_fallocate(fh, offset, length, mode, reply);
+        let writer = Writer { req, ino, fh };
+        self.on_fallocate(writer, offset, length, mode, reply);
     }
     fn lseek(
         &self,
@@ -326,18 +372,23 @@ impl Filesystem for Adapter {
     }
     fn copy_file_range(
         &self,
-        _req: &Request,
+        req: &Request,
         _ino_in: INodeNo,
         fh_in: FileHandle,
         offset_in: u64,
-        _ino_out: INodeNo,
+        ino_out: INodeNo,
         fh_out: FileHandle,
         offset_out: u64,
         len: u64,
         _flags: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
-        self.on_copy_file_range((fh_in, offset_in), (fh_out, offset_out), len, reply);
+        let writer = Writer {
+            req,
+            ino: ino_out,
+            fh: fh_out,
+        };
+        self.on_copy_file_range((fh_in, offset_in), writer, offset_out, len, reply);
     }
     fn ioctl(
         &self,

@@ -5,7 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 
 use fuser::{Errno, INodeNo, ReplyEmpty, ReplyXattr, Request};
 
-use super::convert::{asker, caller, ino};
+use super::convert::{asker, caller};
 use super::entries::reply_empty;
 use super::{Adapter, Answer, errno, guarded};
 
@@ -14,7 +14,7 @@ impl Adapter {
         tracing::trace!(op = "getxattr", ino = %nodeid, ?name, size);
         let answer = guarded("getxattr", || {
             self.overlay
-                .getxattr(ino(nodeid), name.as_bytes())
+                .getxattr(self.ino(nodeid), name.as_bytes())
                 .map_err(errno)
         });
         reply_sized(answer, size, reply);
@@ -31,7 +31,7 @@ impl Adapter {
         let answer = guarded("listxattr", || {
             let names = self
                 .overlay
-                .listxattr_for(caller(req), ino(nodeid))
+                .listxattr_for(caller(req), self.ino(nodeid))
                 .map_err(errno)?;
             Ok(joined(&names))
         });
@@ -51,7 +51,7 @@ impl Adapter {
         reply_empty(
             guarded("setxattr", || {
                 self.overlay
-                    .setxattr(asker(req), ino(nodeid), name.as_bytes(), value, flags)
+                    .setxattr(asker(req), self.ino(nodeid), name.as_bytes(), value, flags)
                     .map_err(errno)
             }),
             reply,
@@ -63,7 +63,7 @@ impl Adapter {
         reply_empty(
             guarded("removexattr", || {
                 self.overlay
-                    .removexattr(ino(nodeid), name.as_bytes())
+                    .removexattr(self.ino(nodeid), name.as_bytes())
                     .map_err(errno)
             }),
             reply,

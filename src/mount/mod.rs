@@ -34,6 +34,7 @@ pub use server::{Ended, Server};
 pub use signals::Signals;
 pub use unmount::{How, Unmounted, unmount};
 
+pub use crate::fuse::Settings;
 use crate::sys::fuse::FuseParams;
 use crate::sys::mount::MountAttrs;
 
@@ -53,6 +54,8 @@ pub struct MountOptions {
     pub upper: Option<PathBuf>,
     /// The work directory, likewise.
     pub work: Option<PathBuf>,
+    /// How the FUSE engine serves.
+    pub serving: Settings,
 }
 
 impl MountOptions {
@@ -73,6 +76,7 @@ impl MountOptions {
             state_dirs: Vec::new(),
             upper: None,
             work: None,
+            serving: Settings::default(),
         }
     }
 }

@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 use super::registry::{Record, Registration};
 use super::signals::{Inbox, Signals};
 use super::unmount::detach;
-use super::{MountError, MountOptions, find_mount};
+use super::{MountError, MountOptions, Settings, find_mount};
 use crate::fuse::Connection;
 use crate::overlay::Overlay;
 use crate::sys;
@@ -61,7 +61,7 @@ impl Server {
         options: &MountOptions,
     ) -> Result<Self, MountError> {
         let params = &options.fuse;
-        let direct = Self::create(&overlay, params);
+        let direct = Self::create(&overlay, options);
         let (mut server, mount) = match direct {
             Ok((server, mount)) => (server, mount),
             Err(MountError::System { source, .. }) if is_errno(&source, libc::ENOSYS) => {
@@ -106,18 +106,34 @@ impl Server {
         overlay: Arc<Overlay>,
         options: &MountOptions,
     ) -> Result<(Self, OwnedFd), MountError> {
-        let (mut server, mount) = Self::create(&overlay, &options.fuse)?;
+        let (mut server, mount) = Self::create(&overlay, options)?;
         server.register(options);
         Ok((server, mount))
     }
 
     /// The filesystem, its mount attached nowhere, and the threads that serve it.
-    fn create(overlay: &Arc<Overlay>, params: &FuseParams) -> Result<(Self, OwnedFd), MountError> {
+    fn create(
+        overlay: &Arc<Overlay>,
+        options: &MountOptions,
+    ) -> Result<(Self, OwnedFd), MountError> {
         let device = open_device()?;
+        let mut settings = options.serving;
+        if settings.passthrough.is_some() && !may_pass_through() {
+            tracing::info!("all files are served by requests: passthrough needs root");
+            settings.passthrough = None;
+        }
+        if settings.passthrough.is_some()
+            && let Ok(b) = super::backing::Backing::acquire(overlay.lower())
+            && let Ok(n) = b.native()
+        {
+            overlay.lower().set_native(n);
+            std::mem::forget(b);
+        }
         let mut ended = None;
-        let mount = sys::fuse::create(&device, params, || {
+        let mount = sys::fuse::create(&device, &options.fuse, || {
             let served = device.try_clone()?;
-            ended = Some(serve_in_thread(Connection::open(overlay.clone(), served)?)?);
+            let connection = Connection::open(overlay.clone(), served, settings)?;
+            ended = Some(serve_in_thread(connection)?);
             Ok(())
         })
         .map_err(MountError::system("create the FUSE filesystem"))?;
@@ -193,7 +209,9 @@ impl Server {
         point: &Path,
         options: &MountOptions,
     ) -> Result<Self, MountError> {
-        let started = Connection::open(overlay.clone(), device).and_then(serve_in_thread);
+        // Here an ordinary user serves, of whom the kernel takes no backing files.
+        let settings = Settings { passthrough: None };
+        let started = Connection::open(overlay.clone(), device, settings).and_then(serve_in_thread);
         let ended = match started {
             Ok(ended) => ended,
             Err(source) => {
@@ -367,6 +385,17 @@ fn open_device() -> Result<OwnedFd, MountError> {
         Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => MountError::NoDevice(error),
         _ => MountError::DeviceClosed(error),
     })
+}
+
+/// Whether the kernel takes backing files of this process (fs/fuse/backing.c:fuse_backing_open()):
+/// CAP_SYS_ADMIN, and outside of user namespaces.
+fn may_pass_through() -> bool {
+    let initial = || {
+        let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+        map.split_whitespace().eq(["0", "0", "4294967295"])
+    };
+    let admin = rustix::thread::CapabilitySet::SYS_ADMIN;
+    rustix::thread::capabilities(None).is_ok_and(|caps| caps.effective.contains(admin)) && initial()
 }
 
 fn serve_in_thread(connection: Connection) -> io::Result<oneshot::Receiver<io::Result<()>>> {

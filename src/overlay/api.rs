@@ -1,7 +1,11 @@
 //! What the overlay takes and gives: plain values, no FUSE.
 
 pub use crate::inode::SetTime;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
 use crate::inode::{Attr, Kind};
+use crate::lower::Nid;
 pub use crate::sys::asker::Asker;
 
 /// Number of an inode as the mount shows it: nodeid and `st_ino` at once. The root is 1; an inode
@@ -53,6 +57,9 @@ pub struct SetAttr {
     pub atime: Option<SetTime>,
     /// Last change of the content.
     pub mtime: Option<SetTime>,
+    /// Who asks, where a new length or owner takes set-user-ID and set-group-ID from the file if
+    /// they do not keep them.
+    pub asker: Option<Asker>,
 }
 
 /// An inode to create: [`Overlay::make`](super::Overlay::make).
@@ -72,6 +79,15 @@ pub enum Make<'a> {
     Fifo,
     /// UNIX domain socket.
     Socket,
+}
+
+/// Where the bytes of an open file are: [`Overlay::bytes_of`](super::Overlay::bytes_of).
+#[derive(Debug, Clone)]
+pub enum Bytes {
+    /// In the image.
+    Lower(Nid),
+    /// In this file of the upper.
+    Upper(Arc<OwnedFd>),
 }
 
 /// An opened directory.

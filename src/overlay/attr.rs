@@ -67,7 +67,13 @@ impl Overlay {
 
     fn set(&self, ino: Ino, handle: Option<Handle>, set: &SetAttr) -> Result<Attr> {
         self.writable()?;
-        let node = match (self.target(ino)?, set.size) {
+        let target = self.target(ino)?;
+        let mut set = *set;
+        if set.size.is_some() && set.perm.is_none() {
+            set.perm = self.privileges_left(&target, set.asker)?;
+        }
+        let set = &set;
+        let node = match (target, set.size) {
             (Target::Upper(node), _) => node,
             // Of a file that is about to be cut, the rest needs no copying.
             (Target::Lower(nid), Some(size)) => self.copy_up_cut(nid, size, set.perm)?,
@@ -78,6 +84,7 @@ impl Overlay {
         }
         let only_size = SetAttr {
             size: set.size,
+            asker: set.asker,
             ..SetAttr::default()
         };
         if *set != only_size || set.size.is_none() {
@@ -130,15 +137,22 @@ impl Overlay {
 
     fn set_inode(&self, fd: BorrowedFd<'_>, node: &Arc<Node>, set: &SetAttr) -> Result<()> {
         // chown(2) of neither sets st_ctime too (fs/open.c:chown_common()).
-        let neither = *set == SetAttr::default();
+        let nothing = SetAttr {
+            asker: set.asker,
+            ..SetAttr::default()
+        };
+        let neither = *set == nothing;
         if set.uid.is_some() || set.gid.is_some() || neither {
             let before = fs::fstat(fd).doing("reading attributes")?.attr;
             let (uid, gid) = (set.uid, set.gid);
             fs::chown(fd, uid, gid).doing("changing the owner")?;
-            // chown(2) clears set-user-ID by itself; the kernel above has already decided what
-            // is to stay and says so in `perm` (fs/fuse/dir.c:fuse_setattr()).
             if set.perm.is_none() && node.kind == Kind::File {
-                fs::chmod(fd, before.perm).doing("changing the mode")?;
+                // As of whoever asks: what the server's own chown(2) leaves depends on its groups.
+                let Attr { perm, uid, gid, .. } = before;
+                let left = set
+                    .asker
+                    .map_or(perm, |a| a.privileges_left(perm, uid, gid));
+                fs::chmod(fd, left).doing("changing the mode")?;
             }
         }
         if let Some(perm) = set.perm {

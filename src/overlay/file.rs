@@ -1,9 +1,11 @@
 //! Open files: open, read, write and what else goes by a handle.
 //!
 //! A handle opened on the lower goes on with the upper's copy as soon as there is one: a reader
-//! sees what a writer writes (overlayfs keeps showing the old data).
+//! sees what a writer writes (overlayfs keeps showing the old data). Not so one whose bytes the
+//! kernel reads by itself: [`Overlay::keep_lower`].
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
@@ -11,7 +13,7 @@ use rustix::io::Errno;
 
 use super::error::{Doing, refuse};
 use super::node::{FACT_WHOLE, Node, Place};
-use super::{Error, Handle, Ino, Overlay, Result, Target};
+use super::{Asker, Bytes, Error, Handle, Ino, Overlay, Result, Target};
 use crate::inode::{Attr, Kind};
 use crate::lower::{Nid, Seek};
 use crate::sys::fs;
@@ -19,12 +21,17 @@ use crate::sys::fs;
 /// Most bytes of one copy_file_range(2) that the server itself moves.
 const COPY_MAX: usize = 1 << 20;
 
+/// Set-user-ID and set-group-ID.
+const PRIVILEGES: u16 = 0o6000;
+
 /// An open regular file.
 #[derive(Debug)]
 pub(super) struct OpenFile {
     ino: Ino,
     writable: bool,
     backing: RwLock<Backing>,
+    /// Stays with the image's bytes.
+    keeps_lower: AtomicBool,
 }
 
 #[derive(Debug, Clone)]
@@ -107,6 +114,7 @@ impl Overlay {
                 ino,
                 writable: false,
                 backing: RwLock::new(Backing::Lower(nid)),
+                keeps_lower: AtomicBool::new(false),
             })),
             Target::Upper(node) => {
                 let fd = self.open_backing(&node, flags)?;
@@ -164,6 +172,7 @@ impl Overlay {
             ino: node.ino,
             writable: flags & libc::O_ACCMODE != libc::O_RDONLY,
             backing: RwLock::new(Backing::Upper(Arc::new(fd), node)),
+            keeps_lower: AtomicBool::new(false),
         }))
     }
 
@@ -193,6 +202,7 @@ impl Overlay {
             .unwrap_or_else(PoisonError::into_inner)
             .clone();
         if let Backing::Lower(_) = backing
+            && !file.keeps_lower.load(Ordering::Acquire)
             && let Target::Upper(node) = self.target(file.ino)?
         {
             let fd = Arc::new(self.open_node(&node, OFlags::RDONLY)?);
@@ -201,6 +211,29 @@ impl Overlay {
             return Ok(risen);
         }
         Ok(backing)
+    }
+
+    /// Where the bytes of an open file are.
+    ///
+    /// # Errors
+    /// EBADF; ESTALE, EIO for what cannot be opened.
+    pub fn bytes_of(&self, handle: Handle) -> Result<Bytes> {
+        Ok(match self.backing(&*self.file(handle)?)? {
+            Backing::Lower(nid) => Bytes::Lower(nid),
+            Backing::Upper(fd, _) => Bytes::Upper(fd),
+        })
+    }
+
+    /// A file open on the image stays with the image's bytes, copied up or not: the kernel reads
+    /// them by itself, and what the server does by this handle must not show others.
+    ///
+    /// # Errors
+    /// EBADF.
+    pub fn keep_lower(&self, handle: Handle) -> Result<()> {
+        self.file(handle)?
+            .keeps_lower
+            .store(true, Ordering::Release);
+        Ok(())
     }
 
     /// The upper descriptor of a handle that may write.
@@ -242,6 +275,47 @@ impl Overlay {
     pub fn write(&self, handle: Handle, offset: u64, data: &[u8]) -> Result<usize> {
         let fd = self.writing(handle)?;
         self.with_room(|| fs::write(fd.as_fd(), offset, data).doing("writing"))
+    }
+
+    /// Takes from an open file the privileges that it loses when `asker` changes its content: to be
+    /// called before that. `unprivileged`: the kernel has said that the asker does not keep them.
+    /// Answers whether there were any.
+    ///
+    /// # Errors
+    /// EBADF, EROFS, EIO.
+    pub fn drop_privileges(
+        &self,
+        handle: Handle,
+        asker: Asker,
+        unprivileged: bool,
+    ) -> Result<bool> {
+        let fd = self.writing(handle)?;
+        let was = fs::fstat(fd.as_fd()).doing("reading attributes")?.attr;
+        if was.perm & PRIVILEGES == 0 || !unprivileged && asker.keeps_privileges() {
+            return Ok(false);
+        }
+        let left = asker.privileges_left(was.perm, was.uid, was.gid);
+        if left != was.perm {
+            fs::chmod(fd.as_fd(), left).doing("dropping privileges")?;
+        }
+        Ok(left != was.perm)
+    }
+
+    /// The permissions that a file is left with when `asker` cuts it, if they change.
+    pub(super) fn privileges_left(
+        &self,
+        target: &Target,
+        asker: Option<Asker>,
+    ) -> Result<Option<u16>> {
+        let Some(asker) = asker else {
+            return Ok(None);
+        };
+        let attr = self.attr_of(target)?;
+        if attr.kind != Kind::File || attr.perm & PRIVILEGES == 0 || asker.keeps_privileges() {
+            return Ok(None);
+        }
+        let left = asker.privileges_left(attr.perm, attr.uid, attr.gid);
+        Ok((left != attr.perm).then_some(left))
     }
 
     /// fsync(2), fdatasync(2). With `volatile`, and on the lower, there is nothing to wait for.

@@ -19,6 +19,9 @@ use super::{Error, Overlay, Result};
 /// is there for longer, and costs an operation that finds no room this much.
 const MOMENT: Duration = Duration::from_millis(200);
 
+/// Bytes free below which a filesystem is nearly full, be it ever so large.
+const TIGHT: u64 = 64 << 20;
+
 /// The inodes that live on without a name.
 #[derive(Debug, Default)]
 pub(super) struct Leaving {
@@ -137,6 +140,20 @@ impl Overlay {
                 other => return other,
             }
         }
+    }
+
+    /// Whether the upper's filesystem is nearly full: who writes to it is better served by
+    /// [`Self::write`], which waits for room, than by the kernel alone.
+    #[must_use]
+    pub fn is_tight(&self) -> bool {
+        let Some(upper) = &self.upper else {
+            return false;
+        };
+        // What cannot be told is no reason to be slow.
+        rustix::fs::fstatvfs(upper.root()).is_ok_and(|s| {
+            let tight = (s.f_blocks / 16).min(TIGHT / s.f_frsize.max(1));
+            s.f_bfree <= tight
+        })
     }
 
     /// Whether an operation waits for room.

@@ -10,6 +10,10 @@ use std::fs::read_to_string;
 /// Bit of `CAP_FSETID` (capabilities(7)).
 const CAP_FSETID: u32 = 4;
 
+const S_ISUID: u16 = 0o4000;
+const S_ISGID: u16 = 0o2000;
+const S_IXGRP: u16 = 0o010;
+
 /// The process of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Asker {
@@ -51,6 +55,33 @@ impl Asker {
                     (Some(theirs), Some(ours)) => theirs == ours || maps(&theirs, id),
                     _ => false,
                 })
+    }
+
+    /// Whether the asker may change a file's content without the file's losing set-user-ID and
+    /// set-group-ID (`fs/attr.c:setattr_should_drop_suidgid()`).
+    #[must_use]
+    pub fn keeps_privileges(&self) -> bool {
+        if self.pid == 0 {
+            return false;
+        }
+        let file = |of: &str, name: &str| read_to_string(format!("/proc/{of}/{name}")).ok();
+        let pid = self.pid.to_string();
+        // The first user namespace's privilege it is, which is that of the server's if any is.
+        file(&pid, "status").is_some_and(|s| self.is_in(&s) && capable(&s, CAP_FSETID))
+            && file(&pid, "uid_map").is_some_and(|map| Some(map) == file("self", "uid_map"))
+    }
+
+    /// The permissions that a file of `perm`, `uid` and `gid` is left with when the asker, who does
+    /// not [keep privileges](Self::keeps_privileges), changes its content or its owner.
+    #[must_use]
+    pub fn privileges_left(&self, perm: u16, uid: u32, gid: u32) -> u16 {
+        let executes = perm & S_IXGRP != 0;
+        let left = perm & !S_ISUID;
+        if left & S_ISGID != 0 && (executes || !self.keeps_set_group_id(uid, gid)) {
+            left & !S_ISGID
+        } else {
+            left
+        }
     }
 
     /// Whether it is the asker's: a process that ended may have given its number to another.
@@ -143,6 +174,26 @@ mod tests {
     }
 
     #[test]
+    fn privileges_that_go() {
+        let nobody = Asker {
+            uid: 1,
+            gid: 5,
+            pid: 0,
+        };
+        assert!(!nobody.keeps_privileges());
+        for (perm, gid, left) in [
+            (0o4755, 9, 0o755),
+            (0o2755, 5, 0o755),
+            (0o2745, 5, 0o2745),
+            (0o2745, 9, 0o745),
+            (0o7777, 9, 0o1777),
+            (0o644, 9, 0o644),
+        ] {
+            assert_eq!(nobody.privileges_left(perm, 1, gid), left, "{perm:o}");
+        }
+    }
+
+    #[test]
     fn this_process_is_what_it_is() {
         let asker = Asker {
             uid: rustix::process::geteuid().as_raw(),
@@ -159,5 +210,6 @@ mod tests {
         if !capable || asker.uid == 0 {
             assert_eq!(asker.keeps_set_group_id(asker.uid, 7_654), capable);
         }
+        assert_eq!(asker.keeps_privileges(), capable);
     }
 }

@@ -13,4 +13,5 @@ pub mod map;
 pub mod mount;
 pub mod namespace;
 pub mod outside;
+pub mod rights;
 pub mod signal;

@@ -1,0 +1,140 @@
+//! Second numbers for inodes.
+//!
+//! The kernel reads all that is open of one inode from one file ([`super::opens`]). Where that can
+//! no longer be, because a file of the image that is open was copied up, what is opened from now on
+//! gets another nodeid and so another inode of the kernel's: an alias. OPEN is answered with ESTALE,
+//! the kernel looks the path up once more (fs/namei.c:do_filp_open(), `LOOKUP_REVAL`), and there
+//! finds the alias. What was open goes on by the number it had. `st_ino` is the same by both.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use dashmap::DashMap;
+
+use crate::overlay::Ino;
+
+/// Aliases are numbers from here on; no inode of an upper has such a number.
+const FIRST: u64 = 1 << 62;
+
+/// The aliases that the kernel knows, or is about to be told.
+#[derive(Debug, Default)]
+pub(super) struct Aliases {
+    by_alias: DashMap<u64, Alias>,
+    /// The one that lookups answer with, by the inode's own number.
+    current: DashMap<u64, u64>,
+    made: AtomicU64,
+}
+
+#[derive(Debug)]
+struct Alias {
+    ino: Ino,
+    lookups: u64,
+}
+
+impl Aliases {
+    /// The inode that the kernel means by a nodeid. An alias that it has forgotten stays itself:
+    /// no inode has that number.
+    pub(super) fn ino(&self, nodeid: u64) -> Ino {
+        if nodeid < FIRST {
+            return Ino(nodeid);
+        }
+        self.by_alias
+            .get(&nodeid)
+            .map_or(Ino(nodeid), |alias| alias.ino)
+    }
+
+    /// The nodeid that a lookup of an inode is to answer with; counts that answer.
+    pub(super) fn show(&self, ino: Ino) -> u64 {
+        let current = self.current(ino);
+        if current == ino.0 {
+            return ino.0;
+        }
+        match self.by_alias.get_mut(&current) {
+            Some(mut alias) => {
+                alias.lookups = alias.lookups.saturating_add(1);
+                current
+            }
+            // Forgotten meanwhile.
+            None => ino.0,
+        }
+    }
+
+    fn current(&self, ino: Ino) -> u64 {
+        if self.current.is_empty() {
+            return ino.0;
+        }
+        self.current.get(&ino.0).map_or(ino.0, |alias| *alias)
+    }
+
+    /// Whether the inode that a nodeid means has an alias.
+    pub(super) fn has_alias(&self, nodeid: u64) -> bool {
+        let ino = self.ino(nodeid);
+        self.current(ino) != ino.0
+    }
+
+    /// Lookups no longer answer with `nodeid`.
+    pub(super) fn renew(&self, nodeid: u64) {
+        let ino = self.ino(nodeid);
+        let fresh = || FIRST | self.made.fetch_add(1, Ordering::Relaxed);
+        let mut current = self.current.entry(ino.0).or_insert(ino.0);
+        if *current == nodeid {
+            let alias = fresh();
+            self.by_alias.insert(alias, Alias { ino, lookups: 0 });
+            *current = alias;
+        }
+    }
+
+    /// Takes counted lookups back, and answers whose they were.
+    pub(super) fn forget(&self, nodeid: u64, lookups: u64) -> Ino {
+        let ino = self.ino(nodeid);
+        if nodeid < FIRST {
+            return ino;
+        }
+        let gone = self.by_alias.remove_if_mut(&nodeid, |_, alias| {
+            alias.lookups = alias.lookups.saturating_sub(lookups);
+            alias.lookups == 0
+        });
+        if gone.is_some() {
+            self.current
+                .remove_if(&ino.0, |_, current| *current == nodeid);
+        }
+        ino
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_inode_goes_by_its_latest_alias() {
+        let aliases = Aliases::default();
+        assert_eq!((aliases.show(Ino(7)), aliases.ino(7)), (7, Ino(7)));
+        assert!(!aliases.has_alias(7));
+        aliases.renew(7);
+        let first = aliases.show(Ino(7));
+        assert!(first >= FIRST && aliases.ino(first) == Ino(7));
+        assert!(aliases.has_alias(7) && aliases.has_alias(first));
+        // Who comes by the old number again brings no other alias about.
+        aliases.renew(7);
+        assert_eq!(aliases.show(Ino(7)), first);
+        aliases.renew(first);
+        let second = aliases.show(Ino(7));
+        assert!(second != first && !aliases.has_alias(8));
+        assert_eq!(aliases.show(Ino(8)), 8);
+    }
+
+    #[test]
+    fn an_alias_lives_until_it_is_forgotten() {
+        let aliases = Aliases::default();
+        aliases.renew(7);
+        let alias = aliases.show(Ino(7));
+        assert_eq!(aliases.show(Ino(7)), alias);
+        assert_eq!(aliases.forget(alias, 1), Ino(7));
+        assert_eq!(aliases.show(Ino(7)), alias);
+        assert_eq!(aliases.forget(alias, 2), Ino(7));
+        assert_eq!((aliases.show(Ino(7)), aliases.ino(alias)), (7, Ino(alias)));
+        assert_eq!(aliases.forget(7, 3), Ino(7));
+        aliases.renew(7);
+        assert_ne!(aliases.show(Ino(7)), alias, "numbers are not used again");
+    }
+}

@@ -1,0 +1,320 @@
+//! How open files are served: by the kernel alone from a backing file (FUSE passthrough), or by
+//! READ and WRITE requests.
+//!
+//! The kernel reads all that is open of one inode in one way: from the one backing file that its
+//! first open gave, or through its page cache (fs/fuse/iomode.c, fs/fuse/passthrough.c). An open
+//! that wants it otherwise fails with EIO there. So the way is chosen by the first open and kept
+//! until the last one is closed; where an open cannot go that way, the inode gets another nodeid
+//! ([`super::alias`]).
+//!
+//! A file of the image is read from the image's mount by the kernel, which all mounts of the image
+//! share, so that its pages are in memory once. A small one is not: it is read by one request into
+//! the mount's own cache, and what is open of it sees what is written to it later. A file of the
+//! upper is read and written in the upper.
+
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use dashmap::DashMap;
+use dashmap::mapref::entry::Entry;
+use fuser::{BackingId, Errno, INodeNo, Notifier};
+
+use super::alias::Aliases;
+use super::{Answer, errno};
+use crate::lower::Nid;
+use crate::overlay::{Bytes, Handle, Overlay};
+use crate::sys;
+
+/// Backing files of the image that are kept for the next open.
+const KEPT: usize = 1024;
+
+/// What makes a backing file of an open one: `ReplyOpen::open_backing` and its like.
+pub(super) type OpenBacking<'a> = &'a dyn Fn(BorrowedFd<'_>) -> io::Result<BackingId>;
+
+/// How an inode that is open is served.
+#[derive(Debug, Clone)]
+enum How {
+    /// By requests.
+    Requests,
+    /// By the kernel, from the image's mount.
+    Image(Arc<BackingId>),
+    /// By the kernel, from the upper.
+    Upper(Arc<BackingId>),
+}
+
+/// How one open file is served.
+#[derive(Debug)]
+pub(super) enum Served {
+    /// By requests.
+    Requests,
+    /// By the kernel, from this file.
+    Kernel(Arc<BackingId>),
+    /// Its maps by the kernel, from this file; reads and writes by requests.
+    MapsOnly(Arc<BackingId>),
+}
+
+/// An inode that is open.
+#[derive(Debug)]
+struct Open {
+    how: How,
+    count: u64,
+    /// How many of them write by the kernel alone. Stores by a shared map change times and size of
+    /// which it does not know then, and writes take privileges.
+    writers: u64,
+}
+
+/// All that is open, by nodeid.
+#[derive(Debug, Default)]
+pub(super) struct Opens {
+    /// Files of the image of at least so many bytes are served by the kernel; `None`: nothing is.
+    from: Option<u64>,
+    open: DashMap<u64, Open>,
+    image: Mutex<Kept>,
+    /// The kernel takes no backing files.
+    refused: AtomicBool,
+    /// It takes none of the upper's filesystem.
+    upper_refused: AtomicBool,
+    aliases: Aliases,
+    notifier: OnceLock<Notifier>,
+}
+
+impl Opens {
+    /// `from` as in [`Settings::passthrough`](super::Settings::passthrough).
+    pub(super) fn new(from: Option<u64>) -> Self {
+        Self {
+            from,
+            ..Self::default()
+        }
+    }
+
+    /// Whether backing files are wanted.
+    pub(super) fn passthrough(&self) -> bool {
+        self.from().is_some()
+    }
+
+    fn from(&self) -> Option<u64> {
+        self.from.filter(|_| !self.refused.load(Ordering::Relaxed))
+    }
+
+    /// The kernel takes no backing files.
+    pub(super) fn no_passthrough(&self) {
+        self.refused.store(true, Ordering::Relaxed);
+    }
+
+    /// What tells the kernel of attributes that it must ask for again.
+    pub(super) fn set_notifier(&self, notifier: Notifier) {
+        // There is one connection, which sets it once.
+        let _first = self.notifier.set(notifier);
+    }
+
+    pub(super) fn aliases(&self) -> &Aliases {
+        &self.aliases
+    }
+
+    /// Chooses how what has just been opened is served. [`Self::release`] takes it back.
+    ///
+    /// # Errors
+    /// ESTALE where that cannot be with what is open already; the inode has another nodeid then.
+    pub(super) fn open(
+        &self,
+        overlay: &Overlay,
+        nodeid: INodeNo,
+        handle: Handle,
+        flags: i32,
+        backing: OpenBacking<'_>,
+    ) -> Answer<Served> {
+        let Some(from) = self.from() else {
+            return Ok(Served::Requests);
+        };
+        // Looked at under the lock of the entry: two first opens must not choose differently.
+        let entry = self.open.entry(nodeid.0);
+        let bytes = overlay.bytes_of(handle).map_err(errno)?;
+        let direct = flags & libc::O_DIRECT != 0;
+        let writes = flags & libc::O_ACCMODE != libc::O_RDONLY;
+        let how = match &entry {
+            Entry::Occupied(open) => open.get().how.clone(),
+            Entry::Vacant(_) => match &bytes {
+                // EROFS takes no O_DIRECT.
+                Bytes::Lower(nid) if !direct => self.image_file(overlay, *nid, from, backing),
+                Bytes::Lower(_) => How::Requests,
+                Bytes::Upper(fd) => self.upper_file(fd.as_fd(), backing),
+            },
+        };
+        let fits = match (&how, &bytes) {
+            (How::Requests, _) | (How::Upper(_), Bytes::Upper(_)) => true,
+            (How::Image(_), Bytes::Lower(_)) => !direct,
+            (How::Image(_), Bytes::Upper(_)) | (How::Upper(_), Bytes::Lower(_)) => false,
+        };
+        if !fits {
+            drop(entry);
+            self.aliases.renew(nodeid.0);
+            self.ask_again(nodeid);
+            return Err(Errno::ESTALE);
+        }
+        if let How::Image(_) = how {
+            overlay.keep_lower(handle).map_err(errno)?;
+        }
+        let mut open = entry.or_insert_with(|| Open {
+            how: how.clone(),
+            count: 0,
+            writers: 0,
+        });
+        open.count = open.count.saturating_add(1);
+        let id = match how {
+            How::Requests => return Ok(Served::Requests),
+            How::Image(id) => return Ok(Served::Kernel(id)),
+            How::Upper(id) => id,
+        };
+        if writes {
+            open.writers = open.writers.saturating_add(1);
+        }
+        drop(open);
+        // What is open for writing alone cannot be mapped.
+        if flags & libc::O_ACCMODE == libc::O_RDWR {
+            self.ask_again(nodeid);
+        }
+        let asks = match &bytes {
+            Bytes::Upper(fd) if writes => asks_to_write(overlay, fd.as_fd(), flags),
+            _ => false,
+        };
+        Ok(if asks {
+            Served::MapsOnly(id)
+        } else {
+            Served::Kernel(id)
+        })
+    }
+
+    /// A file of the image that nobody has open.
+    fn image_file(&self, overlay: &Overlay, nid: Nid, from: u64, backing: OpenBacking<'_>) -> How {
+        let lower = overlay.lower();
+        if !lower.has_native() || lower.attr(nid).map_or(true, |attr| attr.size < from) {
+            return How::Requests;
+        }
+        let kept = self.kept().files.get(&nid).cloned();
+        if let Some(id) = kept {
+            return How::Image(id);
+        }
+        let opened = match lower.open_native(nid) {
+            Some(Ok(file)) => backing(file.as_fd()),
+            Some(Err(error)) => Err(io::Error::other(error)),
+            None => return How::Requests,
+        };
+        match opened {
+            Ok(id) => {
+                let id = Arc::new(id);
+                let dropped = self.kept().keep(nid, Arc::clone(&id));
+                drop(dropped);
+                How::Image(id)
+            }
+            Err(error) => {
+                // A read will tell what is wrong, if something is.
+                tracing::debug!(nid = nid.0, "no backing file: {error}");
+                How::Requests
+            }
+        }
+    }
+
+    /// A file of the upper that nobody has open.
+    fn upper_file(&self, fd: BorrowedFd<'_>, backing: OpenBacking<'_>) -> How {
+        if self.upper_refused.load(Ordering::Relaxed) {
+            return How::Requests;
+        }
+        // What gets set-user-ID later loses it by a write: the kernel writes as who gives it the
+        // file, and root would keep it.
+        match sys::rights::without_fsetid(|| backing(fd)) {
+            Ok(id) => How::Upper(Arc::new(id)),
+            Err(error) => {
+                // Of a stacked filesystem, or a user who may not.
+                let refused = [libc::ELOOP, libc::EPERM, libc::EOPNOTSUPP];
+                if error.raw_os_error().is_some_and(|e| refused.contains(&e))
+                    && !self.upper_refused.swap(true, Ordering::Relaxed)
+                {
+                    tracing::info!("the upper is read and written by requests: {error}");
+                }
+                How::Requests
+            }
+        }
+    }
+
+    /// An open of `nodeid` with these flags is closed, or was never answered.
+    pub(super) fn release(&self, nodeid: INodeNo, flags: i32) {
+        let Entry::Occupied(mut entry) = self.open.entry(nodeid.0) else {
+            return;
+        };
+        let open = entry.get_mut();
+        open.count = open.count.saturating_sub(1);
+        if let How::Upper(_) = open.how
+            && flags & libc::O_ACCMODE != libc::O_RDONLY
+        {
+            open.writers = open.writers.saturating_sub(1);
+        }
+        if open.count == 0 {
+            let open = entry.remove();
+            // The end of a backing file is a system call.
+            drop(open);
+        }
+    }
+
+    /// Whether the kernel must ask for the attributes of `nodeid` each time: they may change
+    /// without its knowing.
+    pub(super) fn attributes_change(&self, nodeid: INodeNo) -> bool {
+        if self.from().is_none() {
+            return false;
+        }
+        let written = self
+            .open
+            .get(&nodeid.0)
+            .is_some_and(|open| open.writers > 0);
+        written || self.aliases.has_alias(nodeid.0)
+    }
+
+    /// What the kernel knows of the attributes holds no longer.
+    pub(super) fn ask_again(&self, nodeid: INodeNo) {
+        let Some(notifier) = self.notifier.get() else {
+            return;
+        };
+        // A negative offset: no pages.
+        if let Err(error) = notifier.inval_inode(nodeid, -1, 0) {
+            tracing::debug!(ino = %nodeid, "the kernel was not told: {error}");
+        }
+    }
+
+    fn kept(&self) -> std::sync::MutexGuard<'_, Kept> {
+        self.image.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whether what an open file is written has to come by requests, though it is served by the kernel:
+/// - what O_APPEND was given up for (fcntl(2)) the kernel would append still;
+/// - a filesystem that is nearly full may have room in a moment;
+/// - set-user-ID and set-group-ID are the server's to drop, and where it is not asked the kernel
+///   would go on to start the file as what it was.
+fn asks_to_write(overlay: &Overlay, fd: BorrowedFd<'_>, flags: i32) -> bool {
+    flags & libc::O_APPEND != 0
+        || overlay.is_tight()
+        || rustix::fs::fstat(fd).map_or(true, |stat| stat.st_mode & 0o6000 != 0)
+}
+
+/// Backing files of the image, in the order in which they were opened.
+#[derive(Debug, Default)]
+struct Kept {
+    files: HashMap<Nid, Arc<BackingId>>,
+    order: VecDeque<Nid>,
+}
+
+impl Kept {
+    /// Keeps one more; answers one that is kept no longer.
+    fn keep(&mut self, nid: Nid, id: Arc<BackingId>) -> Option<Arc<BackingId>> {
+        if self.files.insert(nid, id).is_none() {
+            self.order.push_back(nid);
+        }
+        if self.order.len() <= KEPT {
+            return None;
+        }
+        let oldest = self.order.pop_front()?;
+        self.files.remove(&oldest)
+    }
+}
