@@ -443,7 +443,7 @@ fn what_cannot_be_is_said_in_one_line() {
 }
 
 #[test]
-fn an_index_on_overlayfs_is_the_servers() {
+fn an_index_on_overlayfs_takes_loop_devices() {
     let Some(world) = world() else { return };
     let [lower, upper, work, at] = ["l", "u", "w", "stacked"].map(|name| world.sandbox.dir(name));
     let options = format!(
@@ -470,10 +470,31 @@ fn an_index_on_overlayfs_is_the_servers() {
         "--read-only",
         "--engine",
     ];
-    let said = world.refused(&[&options[..], &["kernel"]].concat());
+    // EROFS mounts no file of a stacked filesystem.
+    let mount_by = |engine: &str, dir: &Path| {
+        let mut command = Command::new(TARNFS);
+        command.arg("mount").args(options).arg(engine);
+        command.arg(&world.tar).arg(dir);
+        command.env("TARNFS_BACKING", "erofs");
+        run(command)
+    };
+    let dir = world.sandbox.dir("mnt");
+    let said = one_line(&mount_by("kernel", &dir));
     assert!(said.contains("a filesystem that is not stacked"), "{said}");
-    let mount = world.mount(&[&options[..], &["auto"]].concat());
-    assert_eq!(fs_type(mount.path()), "fuse.tarnfs");
+    assert_ok(&mount_by("auto", &dir), "mount --engine auto");
+    assert_eq!(fs_type(&dir), "fuse.tarnfs");
+    let words = [OsStr::new("umount"), dir.as_os_str()];
+    world.sandbox.tarnfs_ok(words);
+    if !Path::new("/dev/loop-control").exists() {
+        return skip("there are no loop devices");
+    }
+    let mount = world.kernel(&options[..3]);
+    let source = find_mount(mount.path()).unwrap().unwrap().source;
+    assert!(source.to_str().unwrap().starts_with("/dev/loop"));
+    assert_same(
+        &described(&world.sandbox.at("tree")),
+        &described(mount.path()),
+    );
     mount.unmount();
     umount(&at);
 }
@@ -594,6 +615,12 @@ fn the_doctor_knows_the_engine() {
         found.starts_with("ok ") && found.contains("probed"),
         "{found}"
     );
+    assert!(said.contains("probed: EROFS from files\n"), "{said}");
+    let mut command = Command::new(TARNFS);
+    command.arg("--store").arg(world.sandbox.at("store"));
+    command.arg("doctor").env("TARNFS_BACKING", "none");
+    let said = text(&run(command).stdout);
+    assert!(said.contains("probed: none is wanted"), "{said}");
     let mut command = Command::new("setpriv");
     command.args(["--reuid=1000", "--regid=1000", "--clear-groups"]);
     command.arg(TARNFS).args(["--store", "/tmp", "doctor"]);

@@ -5,16 +5,15 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
 use rustix::fs::{CWD, FileType, Mode, OFlags, RenameFlags, XattrFlags};
-use rustix::mount::{FsOpenFlags, fsconfig_create, fsconfig_set_string, fsopen};
 use rustix::process::{Resource, getrlimit};
 use serde::Serialize;
 
 use super::userns::{self, Mapping};
+use crate::mount::backing::{Backing, Choice, Rung};
 use crate::mount::{MountError, MountOptions, kernel};
 use crate::overlay::{self, Overlay};
 use crate::store::{Image, Store};
@@ -84,7 +83,7 @@ pub fn all(store: &Path) -> (Vec<Finding>, bool) {
         kernel(&release, version),
         fuse,
         passthrough(version, privileged),
-        erofs(version, privileged),
+        backing(store, version, privileged),
         user_namespaces,
         mappings(),
         helper,
@@ -158,39 +157,49 @@ fn passthrough(version: Option<(u32, u32)>, privileged: bool) -> Finding {
     }
 }
 
-fn erofs(version: Option<(u32, u32)>, privileged: bool) -> Finding {
-    let name = "erofs from a file";
-    let follows = "the kernel can mount an index by itself";
-    if privileged {
-        return match try_erofs() {
-            Ok(()) => finding(
-                name,
-                State::Ok,
-                "probed: the index of a small tar was mounted",
-                follows,
-            ),
-            Err(error) => finding(
-                name,
-                State::Missing,
-                format!("probed: {error}"),
-                "the kernel cannot mount an index; the FUSE server needs none of that",
-            ),
-        };
+/// By which rung the kernel reads images of a store by itself.
+fn backing(store: &Path, version: Option<(u32, u32)>, privileged: bool) -> Finding {
+    let name = "image backing";
+    if !privileged {
+        let known = fs::read_to_string("/proc/filesystems")
+            .unwrap_or_default()
+            .contains("\terofs");
+        let assumed = known && version.is_some_and(|v| v >= (6, 12));
+        return finding(
+            name,
+            State::Limited,
+            if assumed {
+                "assumed: the kernel has EROFS, root may use it"
+            } else {
+                "assumed: no EROFS in this kernel"
+            },
+            "the server answers reads by itself, and each mount has pages of its own",
+        );
     }
-    let known = fs::read_to_string("/proc/filesystems")
-        .unwrap_or_default()
-        .contains("\terofs");
-    let assumed = known && version.is_some_and(|v| v >= (6, 12));
-    finding(
-        name,
-        State::Limited,
-        if assumed {
-            "assumed: the kernel has it, root may use it"
-        } else {
-            "assumed: not in this kernel"
-        },
-        "the FUSE server needs none of that",
-    )
+    match try_backing(store) {
+        Ok(backing) => {
+            let rung = backing.rung();
+            let mut found = format!("probed: {rung}");
+            for why in backing.why() {
+                found.push_str("; not ");
+                found.push_str(why);
+            }
+            let state = if rung == Rung::File {
+                State::Ok
+            } else {
+                State::Limited
+            };
+            let follows = "the kernel can mount an index by itself, and all mounts of an image \
+                share its pages";
+            finding(name, state, found, follows)
+        }
+        Err(error) => finding(
+            name,
+            State::Missing,
+            format!("probed: {error}"),
+            "the server answers reads by itself, and each mount has pages of its own",
+        ),
+    }
 }
 
 /// The image of a small tar, both made in `dir`.
@@ -208,17 +217,14 @@ fn small_image(dir: &Path) -> io::Result<Image> {
         .map_err(io::Error::other)
 }
 
-/// Makes an EROFS superblock of a real index; mounted nowhere, it is gone with its descriptor.
-fn try_erofs() -> io::Result<()> {
-    let dir = tempfile::tempdir()?;
-    let image = small_image(dir.path())?;
-    let context = fsopen("erofs", FsOpenFlags::FSOPEN_CLOEXEC)?;
-    fsconfig_set_string(context.as_fd(), "source", image.index_path())?;
-    for blob in image.blobs() {
-        fsconfig_set_string(context.as_fd(), "device", blob.path.as_path())?;
-    }
-    rustix::mount::fsconfig_set_flag(context.as_fd(), "ro")?;
-    Ok(fsconfig_create(context.as_fd())?)
+/// Has the kernel read a real index where images are kept; mounted nowhere, it is gone with its
+/// descriptor.
+fn try_backing(store: &Path) -> Result<Backing, Box<dyn std::error::Error>> {
+    let dir = temporary(existing(store)).or_else(|_| tempfile::tempdir())?;
+    let lower = small_image(dir.path())?.lower()?;
+    let backing = Backing::acquire(&lower, Choice::of_environment(), &[])?;
+    backing.native()?;
+    Ok(backing)
 }
 
 const WITHOUT_NAMESPACES: &str = "run needs root, and mounts without root cannot change files \

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::{ActorError, userns};
 use crate::lower::Lower;
+use crate::mount::backing::{Backing, Choice};
 use crate::mount::{EngineChoice, MountError, MountOptions, Server, kernel, state_dirs};
 use crate::overlay::{self, Overlay};
 use crate::sys;
@@ -51,8 +52,11 @@ pub struct Served {
 enum By {
     /// This process.
     Server(Server),
-    /// The kernel. The overlay keeps the locks on the upper.
-    Kernel { _locked: Box<Overlay> },
+    /// The kernel. The overlay keeps the locks on the upper, and others find the image's mount.
+    Kernel {
+        _locked: Box<Overlay>,
+        _image: Box<Backing>,
+    },
     /// Whoever serves the directory.
     Others,
 }
@@ -77,6 +81,8 @@ pub fn serve(
         Source::Image { name, lower } => {
             let mut options = MountOptions::new(name);
             options.fuse.read_only = *writes == Writes::ReadOnly;
+            options.image_dirs = state_dirs();
+            options.backing = Choice::of_environment();
             serve_image(open(*lower, writes)?, writes, engine, at, &options)?
         }
     };
@@ -92,11 +98,14 @@ fn serve_image(
 ) -> Result<By, ActorError> {
     if engine != EngineChoice::Fuse {
         match kernel::create(&overlay, options) {
-            Ok(mount) => {
+            Ok((mount, image)) => {
                 sys::mount::attach(mount.as_fd(), at)
                     .map_err(ActorError::path("cannot mount on", at))?;
                 let _locked = Box::new(overlay);
-                return Ok(By::Kernel { _locked });
+                return Ok(By::Kernel {
+                    _locked,
+                    _image: Box::new(image),
+                });
             }
             Err(error @ MountError::KernelEngine(_)) if engine == EngineChoice::Auto => {
                 tracing::info!("engine fuse: {error}");

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use tarnfs::lower::Lower;
+use tarnfs::mount::backing::Choice;
 use tarnfs::mount::{
     EngineChoice, MountError, MountOptions, Rights, Scratch, Server, Signals, check_point,
     detach_from_terminal, engine_of, find_mount, kernel, prepare_process, resolve_point, rights,
@@ -380,6 +381,8 @@ fn mount_options(plan: &Plan) -> MountOptions {
     options.fuse.super_flags.clone_from(&asked.super_flags);
     options.fuse.attrs = asked.attrs;
     options.state_dirs = state_dirs();
+    options.image_dirs = state_dirs();
+    options.backing = Choice::of_environment();
     if let Writes::Kept { upper, work } = &plan.writes {
         options.upper = Some(upper.clone());
         options.work = Some(work.clone());

@@ -50,6 +50,11 @@ pub struct MountOptions {
     pub fuse: FuseParams,
     /// Where the state file of the mount may go ([`state_dirs`]); empty: no state file.
     pub state_dirs: Vec<PathBuf>,
+    /// State directories in which mounts of the image are found and told of, to share them; empty:
+    /// nothing is shared.
+    pub image_dirs: Vec<PathBuf>,
+    /// How the kernel may read the image by itself.
+    pub backing: backing::Choice,
     /// The upper directory, for the state file.
     pub upper: Option<PathBuf>,
     /// The work directory, likewise.
@@ -74,6 +79,8 @@ impl MountOptions {
                 attrs: MountAttrs::default(),
             },
             state_dirs: Vec::new(),
+            image_dirs: Vec::new(),
+            backing: backing::Choice::default(),
             upper: None,
             work: None,
             serving: Settings::default(),

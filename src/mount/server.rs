@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
+use super::backing::{self, Backing};
 use super::registry::{Record, Registration};
 use super::signals::{Inbox, Signals};
 use super::unmount::detach;
@@ -44,6 +45,8 @@ pub struct Server {
     connection: Option<u32>,
     point: Option<PathBuf>,
     registration: Option<Registration>,
+    /// The image's mount by the kernel, for others to find.
+    backing: Option<Box<Backing>>,
 }
 
 impl Server {
@@ -61,6 +64,7 @@ impl Server {
         options: &MountOptions,
     ) -> Result<Self, MountError> {
         let params = &options.fuse;
+        let backing = backing::equip(overlay.lower(), options);
         let direct = Self::create(&overlay, options);
         let (mut server, mount) = match direct {
             Ok((server, mount)) => (server, mount),
@@ -92,6 +96,7 @@ impl Server {
         })?;
         // The server holds no descriptor on its own mount.
         drop(mount);
+        server.backing = backing;
         server.attached(point, options);
         Ok(server)
     }
@@ -106,7 +111,9 @@ impl Server {
         overlay: Arc<Overlay>,
         options: &MountOptions,
     ) -> Result<(Self, OwnedFd), MountError> {
+        let backing = backing::equip(overlay.lower(), options);
         let (mut server, mount) = Self::create(&overlay, options)?;
+        server.backing = backing;
         server.register(options);
         Ok((server, mount))
     }
@@ -121,13 +128,6 @@ impl Server {
         if settings.passthrough.is_some() && !may_pass_through() {
             tracing::info!("all files are served by requests: passthrough needs root");
             settings.passthrough = None;
-        }
-        if settings.passthrough.is_some()
-            && let Ok(b) = super::backing::Backing::acquire(overlay.lower())
-            && let Ok(n) = b.native()
-        {
-            overlay.lower().set_native(n);
-            std::mem::forget(b);
         }
         let mut ended = None;
         let mount = sys::fuse::create(&device, &options.fuse, || {
@@ -148,6 +148,7 @@ impl Server {
             connection: Some(connection),
             point: None,
             registration: None,
+            backing: None,
         };
         Ok((server, mount))
     }
@@ -234,6 +235,7 @@ impl Server {
             connection,
             point: None,
             registration: None,
+            backing: None,
         };
         server.attached(point, options);
         Ok(server)

@@ -53,6 +53,7 @@ pub fn unmount(point: &Path, how: How) -> Result<Unmounted, MountError> {
         None => {
             // umount(8) may have been here before.
             kernel::sweep_all(&state_dirs());
+            kernel::sweep_all_pins(&state_dirs());
             return Ok(Unmounted::NotMounted);
         }
     };
@@ -93,6 +94,7 @@ fn unmount_kernel(mount: &MountPoint, how: How) -> Result<Unmounted, MountError>
             "{shown}: unmounted, but not cleared up"
         )))?;
     }
+    kernel::sweep_all_pins(&state_dirs());
     Ok(if how.lazy {
         Unmounted::Detached
     } else {

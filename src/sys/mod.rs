@@ -9,6 +9,7 @@ pub(crate) mod faults;
 pub mod fs;
 pub mod fuse;
 pub mod handle;
+pub mod loopdev;
 pub mod map;
 pub mod mount;
 pub mod namespace;

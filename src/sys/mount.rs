@@ -5,7 +5,7 @@
 
 #![allow(unsafe_code)]
 
-use std::ffi::{CString, OsStr, OsString};
+use std::ffi::{CStr, CString, OsStr, OsString};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -14,7 +14,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, CWD, StatxFlags};
 use rustix::io::Errno;
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, UnmountFlags,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, OpenTreeFlags,
+    UnmountFlags,
 };
 
 /// Changes of a mount's own attributes, in the order they were asked for: the last word counts.
@@ -200,6 +201,19 @@ pub fn attach(mount: BorrowedFd<'_>, target: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Another mount of the same filesystem, attached nowhere (open_tree(2), `OPEN_TREE_CLONE`): of the
+/// mount that `name` in `dir` leads to.
+///
+/// # Errors
+/// The system's; EINVAL for a mount that is attached nowhere itself, up to Linux 6.14 and from
+/// other mount namespaces.
+pub fn clone_mount(dir: BorrowedFd<'_>, name: &Path) -> io::Result<OwnedFd> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_EMPTY_PATH;
+    Ok(rustix::mount::open_tree(dir, name, flags)?)
+}
+
 /// The minor number of a mount's `st_dev`: for FUSE, the number of its connection.
 /// Asks the kernel alone, never the server.
 ///
@@ -279,6 +293,23 @@ pub fn overlayfs_has(dir: BorrowedFd<'_>) -> io::Result<bool> {
 /// The system's.
 pub fn set_attrs(target: &Path, attrs: MountAttrs) -> io::Result<()> {
     let path = CString::new(target.as_os_str().as_bytes())?;
+    set_attrs_at(CWD, &path, 0, attrs)
+}
+
+/// The same of a mount by its descriptor.
+///
+/// # Errors
+/// The system's.
+pub fn set_attrs_of(mount: BorrowedFd<'_>, attrs: MountAttrs) -> io::Result<()> {
+    set_attrs_at(mount, c"", libc::AT_EMPTY_PATH, attrs)
+}
+
+fn set_attrs_at(
+    dir: BorrowedFd<'_>,
+    path: &CStr,
+    flags: libc::c_int,
+    attrs: MountAttrs,
+) -> io::Result<()> {
     let change = libc::mount_attr {
         attr_set: attrs.set,
         attr_clr: attrs.clear,
@@ -290,9 +321,9 @@ pub fn set_attrs(target: &Path, attrs: MountAttrs) -> io::Result<()> {
     let result = unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,
-            CWD.as_raw_fd(),
+            dir.as_raw_fd(),
             path.as_ptr(),
-            0,
+            flags,
             &raw const change,
             size_of::<libc::mount_attr>(),
         )

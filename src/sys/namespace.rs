@@ -15,6 +15,16 @@ use std::process::{Child, Command};
 use rustix::mount::MountAttrFlags;
 use rustix::thread::{CapabilitySet, CapabilitySets, UnshareFlags};
 
+/// Number of the first user namespace (include/linux/proc_ns.h: `PROC_USER_INIT_INO`).
+const FIRST_USER_NAMESPACE: u64 = 0xEFFF_FFFD;
+
+/// Whether this process is in the user namespace that all others lie in: only there root has the
+/// rights that are not of some namespace.
+#[must_use]
+pub fn in_first_user_namespace() -> bool {
+    rustix::fs::stat("/proc/self/ns/user").is_ok_and(|found| found.st_ino == FIRST_USER_NAMESPACE)
+}
+
 /// Moves the calling thread into new namespaces (unshare(2)).
 ///
 /// # Errors

@@ -1,36 +1,87 @@
 //! The ways in which the kernel can read an image by itself, the best one first.
 
+use std::ffi::{OsStr, OsString};
 use std::fmt;
+use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+use serde::{Deserialize, Serialize};
 
 use crate::lower::Lower;
 use crate::mount::kernel::version;
+use crate::sys::loopdev::{LoopDevice, SECTOR};
 use crate::sys::mount::{MountAttrs, Param, create_detached};
 
 /// How the kernel reads an image.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Rung {
     /// EROFS mounted from the files themselves.
     File,
+    /// EROFS over loop devices over the files.
+    Loop,
 }
 
 impl fmt::Display for Rung {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::File => "EROFS from files",
+            Self::Loop => "EROFS over loop devices",
         })
     }
 }
 
-/// A mount of the image by `rung`, attached nowhere; or why there is none.
-pub(super) fn create(lower: &Lower, rung: Rung) -> Result<OwnedFd, String> {
-    match rung {
-        Rung::File => from_files(lower),
+/// Which rungs may be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Choice {
+    /// The best one that can be had.
+    #[default]
+    Best,
+    /// This one or none.
+    Only(Rung),
+    /// None.
+    None,
+}
+
+impl Choice {
+    /// What the environment variable `TARNFS_BACKING` says: `erofs`, `loop` or `none`. For tests.
+    #[must_use]
+    pub fn of_environment() -> Self {
+        match std::env::var_os("TARNFS_BACKING") {
+            Some(word) if word == "erofs" => Self::Only(Rung::File),
+            Some(word) if word == "loop" => Self::Only(Rung::Loop),
+            Some(word) if word == "none" => Self::None,
+            _ => Self::Best,
+        }
+    }
+
+    /// The rungs, the best one first.
+    pub(super) fn rungs(self) -> impl Iterator<Item = Rung> {
+        [Rung::File, Rung::Loop]
+            .into_iter()
+            .filter(move |&rung| self.allows(rung))
+    }
+
+    /// Whether it may be this one.
+    pub(super) fn allows(self, rung: Rung) -> bool {
+        match self {
+            Self::Best => true,
+            Self::Only(only) => only == rung,
+            Self::None => false,
+        }
     }
 }
 
-fn from_files(lower: &Lower) -> Result<OwnedFd, String> {
+/// A mount of the image by `rung`, attached nowhere, with the source that mountinfo shows of it; or
+/// why there is none.
+pub(super) fn create(lower: &Lower, rung: Rung) -> Result<(OwnedFd, OsString), String> {
+    match rung {
+        Rung::File => from_files(lower),
+        Rung::Loop => over_loops(lower),
+    }
+}
+
+fn from_files(lower: &Lower) -> Result<(OwnedFd, OsString), String> {
     if version() < Some((6, 12)) {
         let release = rustix::system::uname();
         let release = release.release().to_string_lossy();
@@ -39,14 +90,37 @@ fn from_files(lower: &Lower) -> Result<OwnedFd, String> {
         ));
     }
     // The very files that were compared with the index, whatever their paths lead to by now.
-    let paths: Vec<String> = lower
+    let paths: Vec<OsString> = lower
         .blob_files()
-        .map(|file| format!("/proc/self/fd/{}", file.as_raw_fd()))
+        .map(|file| format!("/proc/self/fd/{}", file.as_raw_fd()).into())
         .collect();
-    erofs(lower, lower.index_path().as_os_str(), &paths).map_err(|error| in_words(&error))
+    let source = lower.index_path().as_os_str();
+    let mount = erofs(lower, source, &paths).map_err(|error| in_words(&error))?;
+    Ok((mount, source.to_owned()))
 }
 
-fn erofs(lower: &Lower, source: &std::ffi::OsStr, devices: &[String]) -> io::Result<OwnedFd> {
+fn over_loops(lower: &Lower) -> Result<(OwnedFd, OsString), String> {
+    let words = |error: io::Error| match error.kind() {
+        io::ErrorKind::NotFound => "there are no loop devices here".to_owned(),
+        io::ErrorKind::PermissionDenied => NEEDS_ROOT.to_owned(),
+        _ => error.to_string(),
+    };
+    let index = File::open(lower.index_path()).map_err(words)?;
+    let mut devices = Vec::new();
+    for file in std::iter::once(&index).chain(lower.blob_files()) {
+        if file.metadata().map_err(words)?.len() % SECTOR != 0 {
+            return Err("the last bytes of index or tar fill no block".to_owned());
+        }
+        devices.push(LoopDevice::over(file.as_fd()).map_err(words)?);
+    }
+    let paths: Vec<OsString> = devices.iter().map(|device| device.path().into()).collect();
+    let (source, blobs) = paths.split_first().ok_or("no index")?;
+    // EROFS has them open by now: they go when it goes.
+    let mount = erofs(lower, source, blobs).map_err(|error| in_words(&error))?;
+    Ok((mount, source.clone()))
+}
+
+fn erofs(lower: &Lower, source: &OsStr, devices: &[OsString]) -> io::Result<OwnedFd> {
     let mut params = vec![Param::String("source", source.into()), Param::Flag("ro")];
     let devices = devices.iter();
     params.extend(devices.map(|path| Param::String("device", path.into())));
@@ -58,19 +132,19 @@ fn erofs(lower: &Lower, source: &std::ffi::OsStr, devices: &[String]) -> io::Res
     Ok(mount)
 }
 
+const NEEDS_ROOT: &str = "needs root, outside of user namespaces";
+
 /// What the kernel says of an EROFS that it does not mount.
-fn in_words(error: &io::Error) -> String {
+pub(super) fn in_words(error: &io::Error) -> String {
     match error.raw_os_error() {
-        Some(libc::EPERM) => "needs root, outside of user namespaces".to_owned(),
+        Some(libc::EPERM) => NEEDS_ROOT.to_owned(),
         Some(libc::ENODEV) => {
             "this kernel has no EROFS (modprobe erofs, or CONFIG_EROFS_FS)".to_owned()
         }
-        // What EROFS says of a file where it wants a block device.
-        Some(libc::ENOTBLK) => {
-            "this kernel mounts no files (CONFIG_EROFS_FS_BACKED_BY_FILE)".to_owned()
-        }
-        _ => format!(
-            "{error} (index and tar must be plain files of a filesystem that is not stacked)"
-        ),
+        // What EROFS says of a file where it wants a block device (fs/erofs/super.c).
+        Some(libc::ENOTBLK) => "index and tar must be plain files of a filesystem that is not \
+            stacked, and the kernel one with CONFIG_EROFS_FS_BACKED_BY_FILE"
+            .to_owned(),
+        _ => error.to_string(),
     }
 }

@@ -13,11 +13,11 @@ mod layers;
 mod record;
 
 use std::ffi::OsString;
-use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use super::backing::{self, Backing, Images};
 use super::scratch::Scratch;
 use super::{FS_TYPE, MountError, MountOptions};
 use crate::lower::Lower;
@@ -29,7 +29,7 @@ use crate::upper::Upper;
 pub use layers::version;
 use record::KernelRecord;
 pub use record::open_upper;
-pub(super) use record::{find as find_record, shows_upper, sweep_all};
+pub(super) use record::{find as find_record, shows_upper, sweep_all, sweep_all_pins, sweep_pins};
 
 /// What serves a mount.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,19 +86,35 @@ fn source(options: &MountOptions) -> OsString {
 }
 
 /// Mounts an overlay, attached nowhere. What `overlay` has locked must stay so until this returns;
-/// then overlayfs has it.
+/// then overlayfs has it. Others find the image's mount while the [`Backing`] is there.
 ///
 /// # Errors
 /// [`MountError::KernelEngine`] when this machine, this user or this upper lacks something.
-pub fn create(overlay: &Overlay, options: &MountOptions) -> Result<OwnedFd, MountError> {
+pub fn create(overlay: &Overlay, options: &MountOptions) -> Result<(OwnedFd, Backing), MountError> {
     check()?;
+    let images = backing::lock(&options.image_dirs).map_err(lacks)?;
+    let mut image = image(overlay.lower(), options, images.as_ref())?;
+    image.publish(images.as_ref());
+    drop(images);
+    Ok((over(overlay, &mut image, options)?, image))
+}
+
+/// The overlay over a mount of its image.
+fn over(
+    overlay: &Overlay,
+    image: &mut Backing,
+    options: &MountOptions,
+) -> Result<OwnedFd, MountError> {
     let params = &options.fuse;
+    let lower = image.take_mount();
+    let lower = lower.ok_or_else(|| MountError::KernelEngine("EROFS: no mount".to_owned()))?;
     let Some(upper) = overlay.upper() else {
         let mut attrs = params.attrs;
         attrs.set(MountAttrs::RDONLY);
-        return image(overlay.lower(), attrs);
+        sys::mount::set_attrs_of(lower.as_fd(), attrs)
+            .map_err(MountError::system("attributes of the new mount"))?;
+        return Ok(lower);
     };
-    let lower = image(overlay.lower(), MountAttrs::default())?;
     check_upper(upper)?;
     let mut list = vec![
         Param::String("source", source(options)),
@@ -116,10 +132,8 @@ pub fn create(overlay: &Overlay, options: &MountOptions) -> Result<OwnedFd, Moun
         list.push(Param::Flag("ro"));
     }
     list.extend(params.super_flags.iter().map(|flag| Param::Flag(flag)));
-    layers::overlayfs(&lower, upper, list, params.attrs).map_err(|error| {
-        let said = in_words(&error);
-        MountError::KernelEngine(format!("overlayfs cannot be mounted: {said}"))
-    })
+    layers::overlayfs(&lower, upper, list, params.attrs)
+        .map_err(|error| MountError::KernelEngine(format!("overlayfs cannot be mounted: {error}")))
 }
 
 /// Mounts an overlay on `point` (as [`super::check_point`] gives it); nothing serves it. A private
@@ -136,22 +150,34 @@ pub fn start(
     if scratch.as_ref().is_some_and(Scratch::is_tmpfs) {
         layers::check_detached()?;
     }
-    let mount = create(&overlay, options)?;
+    check()?;
+    record::sweep_all(&options.state_dirs);
+    // Until the mount can be seen: else its pin would look like a leftover.
+    let images = backing::lock(&options.image_dirs).map_err(lacks)?;
+    let mut image = image(overlay.lower(), options, images.as_ref())?;
+    if let Some(images) = &images
+        && let Err(error) = image.pin(images)
+    {
+        tracing::debug!("the next mount of the image will not find this one: {error}");
+    }
+    let mount = over(&overlay, &mut image, options)?;
     let minor = sys::mount::device_minor(mount.as_fd())
         .map_err(MountError::system("statx of the new mount"))?;
     let source = match overlay.upper() {
         Some(_) => source(options),
-        None => overlay.lower().index_path().into(),
+        None => image.source().to_owned(),
     };
     let mut record = KernelRecord::new(point, &source, options);
     record.volatile = overlay.options().volatile;
-    record::sweep_all(&options.state_dirs);
+    record.image = image.name();
+    record.bare = overlay.upper().is_none();
     // Before anybody can see the mount: without it, some could not be known for ours.
     record.register(&options.state_dirs, minor);
     // What was registered is swept again if this fails.
     sys::mount::attach(mount.as_fd(), point)
         .map_err(MountError::system(format!("mount on {}", point.display())))?;
     drop(mount);
+    drop(images);
     // Locked until overlayfs had it, and now it has.
     drop(overlay);
     record.scratch = scratch.and_then(Scratch::leave);
@@ -160,25 +186,20 @@ pub fn start(
     Ok(())
 }
 
-/// EROFS over the index, attached nowhere.
-fn image(lower: &Lower, attrs: MountAttrs) -> Result<OwnedFd, MountError> {
-    let mut params = vec![
-        Param::String("source", lower.index_path().into()),
-        Param::Flag("ro"),
-    ];
-    let device = |blob: &crate::lower::BlobFile| Param::String("device", (&blob.path).into());
-    params.extend(lower.blobs().map(device));
-    sys::mount::create_detached("erofs", &params, attrs, || Ok(())).map_err(|error| {
-        if error.kind() == io::ErrorKind::PermissionDenied {
-            return needs_root();
-        }
-        MountError::KernelEngine(format!(
-            "EROFS cannot mount {}: {} (index and tar must be plain files of a filesystem that is \
-             not stacked)",
-            lower.index_path().display(),
-            in_words(&error)
-        ))
+/// EROFS over the index, which others may have mounted already.
+fn image(
+    lower: &Lower,
+    options: &MountOptions,
+    images: Option<&Images>,
+) -> Result<Backing, MountError> {
+    Backing::to_mount(lower, options.backing, images).map_err(|why| {
+        let index = lower.index_path().display();
+        MountError::KernelEngine(format!("EROFS cannot mount {index}: {why}"))
     })
+}
+
+fn lacks(why: backing::NoBacking) -> MountError {
+    MountError::KernelEngine(why.to_string())
 }
 
 fn needs_root() -> MountError {
@@ -222,16 +243,6 @@ fn check_upper(upper: &Upper) -> Result<(), MountError> {
         ));
     }
     Ok(())
-}
-
-fn in_words(error: &io::Error) -> String {
-    match error.raw_os_error() {
-        // What EROFS says of a file where it wants a block device.
-        Some(libc::ENOTBLK) => {
-            "this kernel mounts no files (CONFIG_EROFS_FS_BACKED_BY_FILE)".to_owned()
-        }
-        _ => error.to_string(),
-    }
 }
 
 #[cfg(test)]

@@ -1,4 +1,5 @@
-//! State files of mounts without a server: `<state dir>/kernel-<minor>.json`.
+//! State files of mounts without a server: `<state dir>/kernel-<minor>.json`; for an EROFS, whose
+//! mounts share one device number, one for all of a mount namespace: `kernel-<minor>-<number>.json`.
 //!
 //! Nobody lives to hold one locked or to remove it. So it counts only for a mount with the device
 //! number and the source that it names; `tarnfs umount` removes it, and the next mount those whose
@@ -11,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::mount::backing::{Images, place_of_pins};
 use crate::mount::registry;
 use crate::mount::{MountOptions, scratch};
 use crate::sys::mount::{MountPoint, mounts};
@@ -33,6 +35,12 @@ pub(in crate::mount) struct KernelRecord {
     pub(super) scratch: Option<PathBuf>,
     /// Mounted volatile.
     pub(super) volatile: bool,
+    /// What its image's mounts are known by ([`Images`]).
+    #[serde(default)]
+    pub(super) image: Option<String>,
+    /// An EROFS, and not an overlay.
+    #[serde(default)]
+    pub(super) bare: bool,
 }
 
 impl KernelRecord {
@@ -44,6 +52,8 @@ impl KernelRecord {
             upper: options.upper.clone().zip(options.work.clone()),
             scratch: None,
             volatile: false,
+            image: None,
+            bare: false,
         }
     }
 
@@ -61,7 +71,13 @@ impl KernelRecord {
         registry::make_own_dir(dir)?;
         let mut temp = tempfile::NamedTempFile::new_in(dir)?;
         temp.write_all(&serde_json::to_vec(self)?)?;
-        let path = dir.join(format!("{PREFIX}{minor}.json"));
+        let path = dir.join(if self.bare {
+            let number: String = self.namespace.to_string_lossy().into_owned();
+            let number: String = number.chars().filter(char::is_ascii_digit).collect();
+            format!("{PREFIX}{minor}-{number}.json")
+        } else {
+            format!("{PREFIX}{minor}.json")
+        });
         let _guard = registry::lock_dir(dir)?;
         temp.persist(&path)?;
         Ok(path)
@@ -138,8 +154,13 @@ impl Found {
 
     /// Whether one of `mounts` is the one that it speaks of.
     fn is_of(&self, mounts: &[MountPoint]) -> bool {
+        let pins = self.path.parent().and_then(place_of_pins);
         let is = |mount: &MountPoint| {
-            mount.minor == self.minor && mount.source.to_string_lossy() == self.record.source
+            mount.minor == self.minor
+                && mount.source.to_string_lossy() == self.record.source
+                && !pins
+                    .as_ref()
+                    .is_some_and(|pins| mount.path.starts_with(pins))
         };
         mounts.iter().any(is)
     }
@@ -147,9 +168,17 @@ impl Found {
 
 /// The record of a mount.
 pub(in crate::mount) fn find(dirs: &[PathBuf], mount: &MountPoint) -> Option<Found> {
-    dirs.iter()
+    let mut all: Vec<_> = dirs
+        .iter()
         .flat_map(|dir| of_minors(dir, |minor| minor == mount.minor))
-        .find(|found| found.is_of(std::slice::from_ref(mount)))
+        .filter(|found| found.is_of(std::slice::from_ref(mount)))
+        .collect();
+    let here = namespace();
+    let own = all
+        .iter()
+        .position(|found| found.record.namespace == here)
+        .unwrap_or(0);
+    (own < all.len()).then(|| all.swap_remove(own))
 }
 
 /// [`Upper::open`], for either engine: refused as well while a mount without a server has the upper.
@@ -187,7 +216,8 @@ fn of_minors(dir: &Path, wanted: impl Fn(u32) -> bool) -> Vec<Found> {
     };
     let found = |path: PathBuf| {
         let name = path.file_name()?.to_str()?;
-        let minor = name.strip_prefix(PREFIX)?.strip_suffix(".json")?;
+        let number = name.strip_prefix(PREFIX)?.strip_suffix(".json")?;
+        let minor = number.split_once('-').map_or(number, |(minor, _)| minor);
         let minor = minor.parse().ok().filter(|&minor| wanted(minor))?;
         Some(Found {
             record: read(&path)?,
@@ -222,7 +252,14 @@ pub(in crate::mount) fn sweep_all(dirs: &[PathBuf]) {
 /// elsewhere.
 fn sweep(dir: &Path) -> io::Result<()> {
     let here = namespace();
-    let mounted: HashSet<u32> = mounts()?.iter().map(|mount| mount.minor).collect();
+    let mounted = mounts()?;
+    let pins = place_of_pins(dir);
+    let mounted = mounted.iter().filter(|mount| {
+        !pins
+            .as_ref()
+            .is_some_and(|pins| mount.path.starts_with(pins))
+    });
+    let mounted: HashSet<u32> = mounted.map(|mount| mount.minor).collect();
     for found in of_minors(dir, |minor| !mounted.contains(&minor)) {
         // A volatile upper was not unmounted by us: whether its data is all there, nobody knows.
         if found.record.namespace == here
@@ -236,6 +273,27 @@ fn sweep(dir: &Path) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Takes off the pins that no mount of the kernel engine needs which can be seen.
+pub(in crate::mount) fn sweep_pins(images: &Images, dirs: &[PathBuf]) {
+    let mounts = match mounts() {
+        Ok(mounts) => mounts,
+        Err(error) => return tracing::debug!("pins stay: {error}"),
+    };
+    let found = dirs.iter().flat_map(|dir| all(dir));
+    let needed: HashSet<String> = found
+        .filter(|found| found.is_of(&mounts))
+        .filter_map(|found| found.record.image)
+        .collect();
+    images.sweep(|image| needed.contains(image));
+}
+
+/// [`sweep_pins`] of all state directories that have been used.
+pub(in crate::mount) fn sweep_all_pins(dirs: &[PathBuf]) {
+    for images in dirs.iter().filter_map(|dir| Images::lock_used(dir)) {
+        sweep_pins(&images, dirs);
+    }
 }
 
 fn namespace() -> PathBuf {

@@ -58,7 +58,8 @@ fn layers_by_paths() {
     let lower = store.tar_image(&tar, &mut |_| {}).unwrap().lower().unwrap();
     std::fs::create_dir(dir.join("upper")).unwrap();
     let upper = Upper::open(&dir.join("upper"), &dir.join("work")).unwrap();
-    let image = image(&lower, MountAttrs::default()).unwrap();
+    let mut image = image(&lower, &MountOptions::new("t"), None).unwrap();
+    let image = image.take_mount().unwrap();
     let params = vec![Param::String("source", "test".into())];
     let mount = layers::by_paths(&image, &upper, params, MountAttrs::default()).unwrap();
     drop(image);
