@@ -12,7 +12,7 @@ use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use common::walk::{assert_same, described};
 use common::{Mount, Sandbox, TARNFS, assert_ok, can_mount, has, mounts_below, ok, run};
@@ -260,4 +260,73 @@ fn every_rung_shows_the_same() {
         }
     }
     world.assert_nothing_is_left();
+}
+
+/// An actor that goes on until its input ends, and what is said of it.
+fn actor(world: &World, tar: &Path, engine: &str) -> std::process::Child {
+    let mut command = Command::new(TARNFS);
+    command.args(["run", "--engine", engine, "--read-only"]);
+    command
+        .arg(tar)
+        .args(["--", "/bin/sh", "-c", "echo ready; read x"]);
+    command.env("TARNFS_STORE", world.sandbox.at("store"));
+    command.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut actor = command.spawn().unwrap();
+    let mut said = [0; 5];
+    let out = actor.stdout.as_mut().unwrap();
+    std::io::Read::read_exact(out, &mut said).unwrap();
+    actor
+}
+
+#[test]
+fn actors_share_with_everybody() {
+    let Some(world) = world() else { return };
+    let Some(images) = common::small_image() else {
+        return;
+    };
+    // One that no other test has.
+    let tar = world.sandbox.at("small.tar");
+    fs::copy(images.join("small.pax.tar"), &tar).unwrap();
+    let mut actors = ["fuse", "kernel", "fuse"].map(|engine| actor(&world, &tar, engine));
+    let mount = world.sandbox.mount("mnt", &tar, &["--read-only"]);
+    let records = world.records();
+    let devices: BTreeSet<u64> = records
+        .iter()
+        .map(|(_, record)| {
+            let pid = record["holder"]["pid"].as_u64().unwrap();
+            world.held_by(u32::try_from(pid).unwrap())
+        })
+        .collect();
+    assert_eq!((records.len(), devices.len()), (4, 1), "{records:?}");
+    mount.unmount();
+    for actor in &mut actors {
+        drop(actor.stdin.take());
+        actor.wait().unwrap();
+    }
+    world.assert_nothing_is_left();
+}
+
+#[test]
+fn root_of_a_user_namespace_is_told_why_there_is_none() {
+    let Some(world) = world() else { return };
+    let home = world.sandbox.dir("home");
+    std::os::unix::fs::chown(&home, Some(1000), Some(1000)).unwrap();
+    let log = home.join("log");
+    let script =
+        "\"$0\" --store \"$1\" --log info --log-file \"$1/log\" mount --read-only \"$2\" \"$1\"
+        test -e \"$1/large\"; \"$0\" umount \"$1\"";
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid=1000", "--regid=1000", "--clear-groups"]);
+    command.args(["unshare", "-rm", "sh", "-euc", script]);
+    command.arg(TARNFS).arg(&home).arg(&world.tar);
+    command.env("XDG_RUNTIME_DIR", &home);
+    let done = run(command);
+    if common::text(&done.stderr).contains("unshare failed") {
+        return common::skip("needs user namespaces");
+    }
+    assert_ok(&done, "a mount in a user namespace");
+    let said = fs::read_to_string(log).unwrap();
+    let words = "needs root, outside of user namespaces";
+    assert!(said.contains(words), "{said}");
+    assert!(!home.join("tarnfs/images").exists());
 }

@@ -210,19 +210,27 @@ impl Backing {
     }
 }
 
+/// The first Linux whose FUSE passes reads through.
+const PASSTHROUGH: (u32, u32) = (6, 9);
+
 /// Gives a server's image its mount, if there can be one; to be kept while it serves.
 pub(super) fn equip(lower: &Lower, options: &MountOptions) -> Option<Box<Backing>> {
-    let told = Backing::acquire(lower, options.backing, &options.image_dirs).and_then(|backing| {
+    let acquire = || {
+        if version() < Some(PASSTHROUGH) {
+            return Err(NoBacking("needs Linux 6.9 or later".to_owned()));
+        }
+        let backing = Backing::acquire(lower, options.backing, &options.image_dirs)?;
         let native = backing.native();
         lower.set_native(native.map_err(|error| NoBacking(format!("files by number: {error}")))?);
         Ok(backing)
-    });
-    told.inspect_err(|why| {
-        let image = lower.index_path().display();
-        tracing::info!(%image, %why, "no backing: the server answers reads");
-    })
-    .ok()
-    .map(Box::new)
+    };
+    acquire()
+        .inspect_err(|why| {
+            let image = lower.index_path().display();
+            tracing::info!(%image, %why, "no backing: the server answers reads");
+        })
+        .ok()
+        .map(Box::new)
 }
 
 /// The place where mounts are shared, cleared up; an error where EROFS cannot be had at all, so

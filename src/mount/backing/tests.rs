@@ -277,7 +277,12 @@ fn forged_and_stale_records_are_not_believed() {
     fs::copy(record, &stale).unwrap();
     assert!(acquire().is_shared());
     assert!(!stale.exists());
-    // A directory of records that others can write to is not used at all.
+    // A state directory that somebody else was first to make is not used at all.
+    chown(&dirs[0], Some(12345), None).unwrap();
+    assert!(!acquire().is_shared());
+    chown(&dirs[0], Some(0), None).unwrap();
+    assert!(acquire().is_shared());
+    // Nor a directory of records that others can write to.
     fs::set_permissions(dirs[0].join("images"), fs::Permissions::from_mode(0o777)).unwrap();
     assert!(!acquire().is_shared());
 }
