@@ -389,15 +389,11 @@ fn open_device() -> Result<OwnedFd, MountError> {
     })
 }
 
-/// Whether the kernel takes backing files of this process (fs/fuse/backing.c:fuse_backing_open()):
-/// CAP_SYS_ADMIN, and outside of user namespaces.
+/// Whether the kernel takes backing files of this process (fs/fuse/backing.c:fuse_backing_open()).
 fn may_pass_through() -> bool {
-    let initial = || {
-        let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
-        map.split_whitespace().eq(["0", "0", "4294967295"])
-    };
     let admin = rustix::thread::CapabilitySet::SYS_ADMIN;
-    rustix::thread::capabilities(None).is_ok_and(|caps| caps.effective.contains(admin)) && initial()
+    rustix::thread::capabilities(None).is_ok_and(|caps| caps.effective.contains(admin))
+        && sys::namespace::in_first_user_namespace()
 }
 
 fn serve_in_thread(connection: Connection) -> io::Result<oneshot::Receiver<io::Result<()>>> {

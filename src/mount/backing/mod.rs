@@ -215,6 +215,7 @@ const PASSTHROUGH: (u32, u32) = (6, 9);
 
 /// Gives a server's image its mount, if there can be one; to be kept while it serves.
 pub(super) fn equip(lower: &Lower, options: &MountOptions) -> Option<Box<Backing>> {
+    options.serving.passthrough?;
     let acquire = || {
         if version() < Some(PASSTHROUGH) {
             return Err(NoBacking("needs Linux 6.9 or later".to_owned()));
