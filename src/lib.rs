@@ -13,6 +13,7 @@ pub mod index;
 pub mod lower;
 pub mod mount;
 pub mod overlay;
+pub mod prefetch;
 pub mod store;
 pub mod tar;
 pub mod upper;

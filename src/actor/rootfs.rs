@@ -8,8 +8,11 @@ use std::sync::Arc;
 use super::{ActorError, userns};
 use crate::lower::Lower;
 use crate::mount::backing::{Backing, Choice};
-use crate::mount::{EngineChoice, MountError, MountOptions, Server, kernel, state_dirs};
+use crate::mount::{
+    EngineChoice, MountError, MountOptions, RECORDING_KIB, Server, kernel, state_dirs,
+};
 use crate::overlay::{self, Overlay};
+use crate::prefetch::Prefetch;
 use crate::sys;
 
 /// Where an actor's root filesystem comes from.
@@ -21,6 +24,8 @@ pub enum Source {
         name: PathBuf,
         /// The image.
         lower: Box<Lower>,
+        /// What goes on beside its mount, which must be a server's then.
+        prefetch: Option<Prefetch>,
     },
     /// A directory, bound as it is: no layer of writes is put on it.
     Dir(PathBuf),
@@ -78,15 +83,38 @@ pub fn serve(
                 .map_err(|e| ActorError::path("cannot bind at", at)(e.into()))?;
             By::Others
         }
-        Source::Image { name, lower } => {
+        Source::Image {
+            name,
+            lower,
+            prefetch,
+        } => {
             let mut options = MountOptions::new(name);
             options.fuse.read_only = *writes == Writes::ReadOnly;
             options.image_dirs = state_dirs();
             options.backing = Choice::of_environment();
-            serve_image(open(*lower, writes)?, writes, engine, at, &options)?
+            if prefetch.as_ref().is_some_and(|p| p.record.is_some()) {
+                options.read_ahead_kib = Some(RECORDING_KIB);
+            }
+            let engine = engine_for(engine, prefetch.as_ref())?;
+            let overlay = open(*lower, writes)?;
+            serve_image(overlay, writes, engine, at, &options, prefetch)?
         }
     };
     Ok(Served { by })
+}
+
+/// Who can serve: a server alone records and reads ahead.
+fn engine_for(
+    engine: EngineChoice,
+    prefetch: Option<&Prefetch>,
+) -> Result<EngineChoice, ActorError> {
+    match (engine, prefetch) {
+        (EngineChoice::Kernel, Some(_)) => Err(failed(MountError::KernelEngine(
+            "--record and --prefetch are for a server, and it has none".to_owned(),
+        ))),
+        (_, Some(_)) => Ok(EngineChoice::Fuse),
+        (engine, None) => Ok(engine),
+    }
 }
 
 fn serve_image(
@@ -95,6 +123,7 @@ fn serve_image(
     engine: EngineChoice,
     at: &Path,
     options: &MountOptions,
+    prefetch: Option<Prefetch>,
 ) -> Result<By, ActorError> {
     if engine != EngineChoice::Fuse {
         match kernel::create(&overlay, options) {
@@ -115,7 +144,10 @@ fn serve_image(
         // overlayfs may have been in the work directory before it failed.
         overlay = open(overlay.into_lower(), writes)?;
     }
-    let server = Server::start(Arc::new(overlay), at, options).map_err(failed)?;
+    let mut server = Server::start(Arc::new(overlay), at, options).map_err(failed)?;
+    if let Some(prefetch) = prefetch {
+        server.beside(prefetch);
+    }
     Ok(By::Server(server))
 }
 

@@ -1,12 +1,13 @@
 //! `tarnfs bundle`
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context, bail};
 
 use super::engine::EngineName;
+use super::prefetch::PrefetchArgs;
 use super::run::{ProgramArgs, parse_net, work_beside};
 use super::{Global, image};
 use tarnfs::actor::bundle::{self, Bundle, Config, Record};
@@ -38,6 +39,8 @@ pub(crate) struct Args {
     /// What serves the root filesystem [default: fuse]
     #[arg(long, value_name = "ENGINE", value_enum)]
     engine: Option<EngineName>,
+    #[command(flatten)]
+    prefetch: PrefetchArgs,
     /// The runtime is to make a terminal
     #[arg(long)]
     terminal: bool,
@@ -102,8 +105,9 @@ pub(crate) fn run(global: &Global, args: Args) -> anyhow::Result<ExitCode> {
         work,
         made_dir: false,
     };
+    let options = mount_options(&args, store.dir())?;
     let bundle = Bundle::prepare(dir, record)?;
-    let made = mount(&bundle, args.engine, store.dir(), &tar).and_then(|mounted| {
+    let made = mount(&bundle, &options, &tar).and_then(|mounted| {
         if mounted {
             bundle.configure(&config)?;
         }
@@ -124,22 +128,24 @@ fn rootless() -> Option<(u32, u32)> {
     (!uid.is_root()).then(|| (uid.as_raw(), rustix::process::getegid().as_raw()))
 }
 
+/// What of this command line is the mount's.
+fn mount_options(args: &Args, store: &Path) -> anyhow::Result<Vec<OsString>> {
+    let mut words = vec!["--store".into(), store.into()];
+    if let Some(engine) = args.engine {
+        words.extend(["--engine".into(), engine.name().into()]);
+    }
+    words.extend(args.prefetch.clone().absolute()?.words());
+    Ok(words)
+}
+
 /// Mounts the root filesystem as `tarnfs mount` does, by that very command: its server stays in
 /// the background, if it has one. False when it failed, and has said why.
-fn mount(
-    bundle: &Bundle,
-    engine: Option<EngineName>,
-    store: &std::path::Path,
-    tar: &std::path::Path,
-) -> anyhow::Result<bool> {
+fn mount(bundle: &Bundle, options: &[OsString], tar: &Path) -> anyhow::Result<bool> {
     if bundle.is_mounted()? {
         return Ok(true);
     }
     let mut command = Command::new("/proc/self/exe");
-    command.arg("mount").arg("--store").arg(store);
-    if let Some(engine) = engine {
-        command.arg("--engine").arg(engine.name());
-    }
+    command.arg("mount").args(options);
     match bundle.writes() {
         Some((upper, work)) => command.arg("--upper").arg(upper).arg("--work").arg(work),
         None => command.arg("--read-only"),

@@ -14,6 +14,7 @@ mod logging;
 mod ls;
 mod mount;
 mod mount_options;
+mod prefetch;
 mod print;
 mod run;
 mod stat;

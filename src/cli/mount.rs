@@ -14,9 +14,9 @@ use anyhow::{Context, bail};
 use tarnfs::lower::Lower;
 use tarnfs::mount::backing::Choice;
 use tarnfs::mount::{
-    EngineChoice, MountError, MountOptions, Rights, Scratch, Server, Signals, check_point,
-    detach_from_terminal, engine_of, find_mount, kernel, prepare_process, resolve_point, rights,
-    state_dirs, wait_for_leaving,
+    EngineChoice, MountError, MountOptions, RECORDING_KIB, Rights, Scratch, Server, Signals,
+    check_point, detach_from_terminal, engine_of, find_mount, kernel, prepare_process,
+    resolve_point, rights, state_dirs, wait_for_leaving,
 };
 use tarnfs::overlay::{self, Overlay};
 use tarnfs::sys::mount::{MountAttrs, set_attrs};
@@ -24,6 +24,7 @@ use tarnfs::upper::{Upper, UpperError};
 
 use super::engine::EngineName;
 use super::mount_options::{Options, parse_size};
+use super::prefetch::PrefetchArgs;
 use super::{Global, image, logging};
 
 /// What a background server writes when its mount can be used.
@@ -49,8 +50,9 @@ pub(super) const TELL_READY: &str = "--tell-ready";
 
 Options of -o: ro rw suid nosuid dev nodev exec noexec noatime relatime strictatime
   nodiratime nosymfollow sync dirsync lazytime allow_other remount, upperdir= workdir=
-  tmpfs[=SIZE] volatile engine= store= fsname= subtype= max_read= log= log_file=; what only fstab's
-  readers mind (auto nofail user _netdev x-* …) is passed over")]
+  tmpfs[=SIZE] volatile engine= store= fsname= subtype= max_read= readahead= record= prefetch=
+  prefetch_max= log= log_file=; what only fstab's readers mind (auto nofail user _netdev x-* …)
+  is passed over")]
 pub(crate) struct Args {
     /// The image: a tar
     #[arg(value_name = "IMAGE")]
@@ -80,6 +82,11 @@ pub(crate) struct Args {
     /// Who serves the mount [default: fuse]
     #[arg(long, value_name = "ENGINE", value_enum)]
     engine: Option<EngineName>,
+    #[command(flatten)]
+    prefetch: PrefetchArgs,
+    /// KiB that the kernel reads ahead, as root [default: 2048; 128 with --record]
+    #[arg(long, value_name = "KIB")]
+    read_ahead: Option<u32>,
     /// Stay in the foreground
     #[arg(short, long)]
     foreground: bool,
@@ -107,6 +114,8 @@ impl Args {
             tmpfs: None,
             read_only: false,
             engine: None,
+            prefetch: PrefetchArgs::default(),
+            read_ahead: None,
             foreground: false,
             options,
             sloppy,
@@ -136,6 +145,8 @@ struct Plan {
     writes: Writes,
     options: Options,
     engine: EngineChoice,
+    prefetch: PrefetchArgs,
+    read_ahead: Option<u32>,
     /// Not even a remount makes it writable.
     read_only: bool,
     foreground: bool,
@@ -188,8 +199,15 @@ impl Plan {
         if args.read_only {
             options.attrs.set(MountAttrs::RDONLY);
         }
+        let prefetch = PrefetchArgs {
+            record: args.prefetch.record.or(options.record.take()),
+            prefetch: args.prefetch.prefetch.or(options.prefetch.take()),
+            prefetch_max: args.prefetch.prefetch_max.or(options.prefetch_max),
+        };
         Ok(Self {
             global,
+            prefetch: prefetch.absolute()?,
+            read_ahead: args.read_ahead.or(options.read_ahead),
             image: absolute(&args.image)?,
             dir: absolute(&args.dir)?,
             read_only: args.read_only || writes == Writes::Refused,
@@ -219,11 +237,13 @@ impl Plan {
         [
             (self.foreground, "--foreground"),
             (self.options.max_read.is_some(), "max_read="),
+            (self.read_ahead.is_some(), "--read-ahead"),
             (self.options.subtype.is_some(), "subtype="),
             (self.options.allow_other == Some(false), "noallow_other"),
         ]
         .into_iter()
         .find_map(|(asked, name)| asked.then_some(name))
+        .or_else(|| self.prefetch.for_server())
     }
 }
 
@@ -334,13 +354,14 @@ fn serve(plan: &Plan) -> anyhow::Result<ExitCode> {
     let point = check_point(&plan.dir, &plan.own_dirs())?;
     // All paths of the plan are absolute.
     prepare_process().context("preparing the server process")?;
-    let (_, lower) = image::open(&plan.global, &plan.image)?;
+    let (_, mut lower) = image::open(&plan.global, &plan.image)?;
+    let prefetch = plan.prefetch.open(&mut lower, &plan.own_dirs())?;
     // Before there is a second thread.
     let rights = rights::needed().then(Rights::acquire).transpose()?;
     let (overlay, scratch) = open_overlay(plan, lower)?;
     let signals = Signals::install().context("catching signals")?;
     logging::panics_to_log();
-    let server = Server::start(Arc::new(overlay), &point, &mount_options(plan))?;
+    let mut server = Server::start(Arc::new(overlay), &point, &mount_options(plan))?;
     tracing::info!(image = %plan.image.display(), point = %point.display(), "mounted");
     if plan.global.tell_ready
         && let Err(error) = tell_ready()
@@ -349,6 +370,7 @@ fn serve(plan: &Plan) -> anyhow::Result<ExitCode> {
         drop(server.cancel()?);
         return Err(error).context("telling that the mount is ready");
     }
+    server.beside(prefetch);
     let ended = server.serve(signals)?;
     drop(scratch);
     drop(rights);
@@ -380,6 +402,8 @@ fn mount_options(plan: &Plan) -> MountOptions {
     options.fuse.max_read = asked.max_read;
     options.fuse.super_flags.clone_from(&asked.super_flags);
     options.fuse.attrs = asked.attrs;
+    let plain = plan.prefetch.record.as_ref().map(|_| RECORDING_KIB);
+    options.read_ahead_kib = plan.read_ahead.or(plain);
     options.state_dirs = state_dirs();
     options.image_dirs = state_dirs();
     options.backing = Choice::of_environment();

@@ -21,6 +21,10 @@ pub(crate) struct Options {
     pub(crate) source: Option<OsString>,
     pub(crate) subtype: Option<String>,
     pub(crate) max_read: Option<u32>,
+    pub(crate) read_ahead: Option<u32>,
+    pub(crate) record: Option<PathBuf>,
+    pub(crate) prefetch: Option<PathBuf>,
+    pub(crate) prefetch_max: Option<u64>,
     pub(crate) upper: Option<PathBuf>,
     pub(crate) work: Option<PathBuf>,
     /// A private tmpfs as upper: its size in bytes, if one was given.
@@ -156,6 +160,17 @@ impl Options {
                         .with_context(|| format!("mount option max_read={number}"))?,
                 );
             }
+            "readahead" => {
+                let number = text()?;
+                self.read_ahead = Some(
+                    number
+                        .parse()
+                        .with_context(|| format!("mount option readahead={number}"))?,
+                );
+            }
+            "record" => self.record = Some(path()?),
+            "prefetch" => self.prefetch = Some(path()?),
+            "prefetch_max" => self.prefetch_max = Some(parse_size(&text()?)?),
             "tmpfs" => return Ok(self.take_tmpfs(Some(parse_size(&text()?)?))),
             "user" | "comment" => {}
             "user_id" | "group_id" | "blksize" => self.kernel_only = Some(key.to_owned()),
@@ -269,6 +284,9 @@ mod tests {
         assert!(parse("rw,user_id=0,group_id=0,allow_other,remount").is_ok());
         assert!(parse("upperdir=").is_err());
         assert!(parse("max_read=many").is_err());
+        assert!(parse("readahead=-1").is_err());
+        assert!(parse("record=").is_err());
+        assert!(parse("prefetch_max=0").is_err());
         assert!(parse("engine=steam").is_err());
         assert!(
             Options::parse(&["bogus,ro".into()], true)

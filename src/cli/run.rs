@@ -8,12 +8,14 @@ use std::process::ExitCode;
 use anyhow::{Context, bail};
 
 use super::engine::EngineName;
+use super::prefetch::PrefetchArgs;
 use super::{Global, image, print};
 use tarnfs::actor::image::{Asked, ImageConfig, Program};
 use tarnfs::actor::rootfs::{Source, Writes};
 use tarnfs::actor::spec::{Mount, Net};
 use tarnfs::actor::userns::{self, Mapping};
 use tarnfs::actor::{init, run as actor};
+use tarnfs::mount::{EngineChoice, MountError};
 
 /// Run a program in a throwaway root filesystem
 ///
@@ -43,6 +45,8 @@ pub(crate) struct Args {
     /// What serves the root filesystem [default: fuse]
     #[arg(long, value_name = "ENGINE", value_enum)]
     engine: Option<EngineName>,
+    #[command(flatten)]
+    prefetch: PrefetchArgs,
     /// Remove the private upper at the end (the default)
     #[arg(long, conflicts_with = "keep")]
     rm: bool,
@@ -143,6 +147,16 @@ fn ended(global: &Global, args: &Args) -> anyhow::Result<actor::Ended> {
         .map(|text| parse_volume(text))
         .collect::<anyhow::Result<_>>()?;
     let place = args.place()?;
+    let prefetch = args.prefetch.clone().absolute()?;
+    if let (Place::Dir(_), Some(option)) = (&place, prefetch.for_server()) {
+        bail!("{option} is for images");
+    }
+    if let (Some(EngineChoice::Kernel), Some(option)) =
+        (args.engine.map(|e| e.0), prefetch.for_server())
+    {
+        let why = format!("{option} is for a server, and it has none");
+        return Err(MountError::KernelEngine(why).into());
+    }
     let writes = match (&args.upper, args.read_only) {
         (_, true) => Some(Writes::ReadOnly),
         (Some(upper), false) => {
@@ -161,9 +175,15 @@ fn ended(global: &Global, args: &Args) -> anyhow::Result<actor::Ended> {
         Place::Image(tar) => {
             let mut bar = image::Bar::new("indexing");
             let image = store.tar_image(&tar, &mut |p| bar.on(p))?;
+            let mut lower = image.lower()?;
+            let prefetch = match prefetch.for_server() {
+                Some(_) => Some(prefetch.open(&mut lower, &written(writes.as_ref()))?),
+                None => None,
+            };
             Source::Image {
                 name: tar,
-                lower: Box::new(image.lower()?),
+                lower: Box::new(lower),
+                prefetch,
             }
         }
     };
@@ -179,6 +199,14 @@ fn ended(global: &Global, args: &Args) -> anyhow::Result<actor::Ended> {
         no_new_privs: args.program.no_new_privs,
     };
     Ok(actor::run(source, &options)?)
+}
+
+/// The directories of the caller's that the actor writes to.
+fn written(writes: Option<&Writes>) -> Vec<&Path> {
+    match writes {
+        Some(Writes::Upper { upper, work, .. }) => vec![upper, work],
+        Some(Writes::ReadOnly) | None => Vec::new(),
+    }
 }
 
 /// Without the privilege to mount, a user namespace has it.

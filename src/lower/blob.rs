@@ -2,8 +2,11 @@
 
 use std::fs::{File, Metadata};
 use std::io;
+use std::num::NonZeroU64;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::PathBuf;
+
+use rustix::fs::{Advice, fadvise};
 
 use crate::inode::Time;
 
@@ -95,6 +98,30 @@ impl Blob {
 
     pub(super) fn spec(&self) -> &BlobFile {
         &self.spec
+    }
+
+    /// Has the kernel begin to read a range into its page cache. A range longer than what the disk
+    /// takes at once is cut short without a word (mm/readahead.c:force_page_cache_ra()).
+    pub(super) fn will_need(&self, offset: u64, len: u64) -> Result<(), LowerError> {
+        let Some(len) = NonZeroU64::new(len) else {
+            return Ok(());
+        };
+        fadvise(&self.file, offset, Some(len), Advice::WillNeed).map_err(|errno| LowerError::Io {
+            path: self.spec.path.clone(),
+            source: errno.into(),
+        })
+    }
+
+    /// Waits until the byte at `offset` is in the page cache.
+    pub(super) fn settle(&self, offset: u64) -> Result<(), LowerError> {
+        let mut byte = [0];
+        self.file
+            .read_at(&mut byte, offset)
+            .map(drop)
+            .map_err(|source| LowerError::Io {
+                path: self.spec.path.clone(),
+                source,
+            })
     }
 
     /// Fills `buf` from `offset`. The blob is compared with what was indexed *after* the read, so

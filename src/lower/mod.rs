@@ -15,6 +15,7 @@ mod names;
 mod native;
 mod resolve;
 mod walk;
+mod warm;
 
 #[cfg(test)]
 mod hostile_tests;
@@ -24,6 +25,7 @@ mod tests;
 pub use blob::{BlobFile, FileIdentity};
 pub use resolve::{MAX_LINKS, ResolveError, Resolved};
 pub use walk::{Step, Walked};
+pub use warm::{Touch, Watch};
 
 use std::fs::File;
 use std::ops::ControlFlow;
@@ -180,6 +182,8 @@ pub struct Lower {
     last_dir: Mutex<Option<Arc<names::ByNid>>>,
     /// A mount of this index by the kernel: [`Self::set_native`].
     native: OnceLock<NativeRoot>,
+    /// Who is told what is read.
+    watch: Option<Arc<Watch>>,
 }
 
 impl Lower {
@@ -244,6 +248,7 @@ impl Lower {
             scanned: OnceLock::new(),
             last_dir: Mutex::new(None),
             native: OnceLock::new(),
+            watch: None,
         })
     }
 
@@ -448,6 +453,10 @@ impl Lower {
                 }
             }
             done += len;
+        }
+        if let (Some(watch), 1..) = (&self.watch, done) {
+            let len = done as u64;
+            watch.note(Touch { nid, offset, len });
         }
         Ok(done)
     }

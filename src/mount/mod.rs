@@ -61,7 +61,18 @@ pub struct MountOptions {
     pub work: Option<PathBuf>,
     /// How the FUSE engine serves.
     pub serving: Settings,
+    /// KiB that the kernel reads ahead, where this process may say so (root); `None`:
+    /// [`READ_AHEAD_KIB`].
+    pub read_ahead_kib: Option<u32>,
 }
+
+/// What the kernel reads ahead of a mount unless told otherwise, in KiB: one READ request of the
+/// largest size at a time is too little for a cold disk.
+pub const READ_AHEAD_KIB: u32 = 2048;
+
+/// The same where a record is made, which is to name what is asked for and not what the kernel
+/// guesses: the kernel's own default.
+pub const RECORDING_KIB: u32 = 128;
 
 impl MountOptions {
     /// The options of a root filesystem: set-user-ID programs and devices work, all users may use
@@ -84,6 +95,7 @@ impl MountOptions {
             upper: None,
             work: None,
             serving: Settings::default(),
+            read_ahead_kib: None,
         }
     }
 }

@@ -12,15 +12,12 @@ use super::backing::{self, Backing};
 use super::registry::{Record, Registration};
 use super::signals::{Inbox, Signals};
 use super::unmount::detach;
-use super::{MountError, MountOptions, Settings, find_mount};
+use super::{MountError, MountOptions, READ_AHEAD_KIB, Settings, find_mount};
 use crate::fuse::Connection;
 use crate::overlay::Overlay;
+use crate::prefetch::{Prefetch, Running};
 use crate::sys;
 use crate::sys::fuse::FuseParams;
-
-/// Read-ahead of a mount, KiB: one READ request of the largest size at a time is too little for a
-/// cold disk.
-const READ_AHEAD_KIB: u32 = 2048;
 
 /// How long those who still hold files are served after a signal has asked for the end.
 const GRACE: Duration = Duration::from_secs(10);
@@ -47,6 +44,8 @@ pub struct Server {
     registration: Option<Registration>,
     /// The image's mount by the kernel, for others to find.
     backing: Option<Box<Backing>>,
+    /// What goes on beside it.
+    beside: Running,
 }
 
 impl Server {
@@ -149,6 +148,7 @@ impl Server {
             point: None,
             registration: None,
             backing: None,
+            beside: Running::default(),
         };
         Ok((server, mount))
     }
@@ -236,6 +236,7 @@ impl Server {
             point: None,
             registration: None,
             backing: None,
+            beside: Running::default(),
         };
         server.attached(point, options);
         Ok(server)
@@ -251,7 +252,8 @@ impl Server {
         let Some(connection) = self.connection else {
             return;
         };
-        if let Err(error) = sys::fuse::set_read_ahead(connection, READ_AHEAD_KIB) {
+        let read_ahead = options.read_ahead_kib.unwrap_or(READ_AHEAD_KIB);
+        if let Err(error) = sys::fuse::set_read_ahead(connection, read_ahead) {
             tracing::debug!("read-ahead stays as it is: {error}");
         }
         let record = Record {
@@ -261,6 +263,12 @@ impl Server {
             point: self.point.clone(),
         };
         self.registration = Registration::new(&options.state_dirs, connection, &record);
+    }
+
+    /// Begins what is to go on beside the mount, until it ends: for a caller whose mount is in
+    /// use already, since it takes from the same disk.
+    pub fn beside(&mut self, prefetch: Prefetch) {
+        self.beside = prefetch.start(&self.overlay);
     }
 
     /// The number of the FUSE connection (the minor number of the mount's `st_dev`).
@@ -278,7 +286,7 @@ impl Server {
             .ended
             .blocking_recv()
             .unwrap_or_else(|_| Err(thread_died()));
-        finish(self.overlay, self.registration, ended)
+        finish(self.overlay, self.registration, self.beside, ended)
     }
 
     /// As [`Self::wait`]; a signal unmounts: plainly if nobody uses the mount, else it is detached
@@ -290,7 +298,7 @@ impl Server {
     pub fn serve(mut self, signals: Signals) -> Result<Ended, MountError> {
         let Signals { runtime, mut inbox } = signals;
         let ended = runtime.block_on(self.until_ended(&mut inbox));
-        finish(self.overlay, self.registration, ended)
+        finish(self.overlay, self.registration, self.beside, ended)
     }
 
     /// Takes the mount off again at once and waits as [`Self::wait`] does: for a caller who finds
@@ -311,6 +319,7 @@ impl Server {
             signal = inbox.next() => signal,
         };
         tracing::info!("{signal}: unmounting");
+        self.beside.cancel();
         self.take_off().await;
         tokio::select! {
             ended = &mut self.ended => return ended.unwrap_or_else(|_| Err(thread_died())),
@@ -371,8 +380,10 @@ impl Server {
 fn finish(
     overlay: Arc<Overlay>,
     registration: Option<Registration>,
+    beside: Running,
     ended: io::Result<()>,
 ) -> Result<Ended, MountError> {
+    beside.finish();
     let flushed = overlay.finish().map_err(MountError::Finish);
     drop(overlay);
     ended.map_err(MountError::system("the FUSE connection"))?;
