@@ -22,6 +22,7 @@ use super::dir::Dotdot;
 use super::listing::Listing;
 use super::order::{Class, Held, Lock};
 use super::room::{Leaving, Orphan};
+use super::xattr::Absent;
 use crate::inode::Kind;
 use crate::lower::Nid;
 use crate::name::Name;
@@ -145,6 +146,8 @@ pub(super) struct DirState {
     fd: Mutex<Option<Arc<OwnedFd>>>,
     /// Known facts about its marks, as `FACT_*` bits.
     facts: AtomicU8,
+    /// Attributes that it has been found not to have.
+    pub(super) absent: Absent,
     /// Its default ACL, once read.
     pub(super) default_acl: Mutex<Option<Option<Arc<[u8]>>>>,
     /// Number of its subdirectories in the merged view, once counted.

@@ -1,6 +1,7 @@
 //! Extended attributes. The overlay's own marks do not exist for those inside the mount.
 
 use std::os::fd::BorrowedFd;
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use rustix::io::Errno;
 
@@ -35,6 +36,45 @@ fn set_access_acl(
     set
 }
 
+/// What the kernel reads of an inode again and again, since its FUSE keeps no attributes, and finds
+/// missing nearly always: file capabilities before each write(2) and at each execve(2)
+/// (security/commoncap.c:cap_inode_need_killpriv()), the access ACL of the root whenever somebody
+/// but its owner walks through it (see docs/ARCHITECTURE.md, "Round trips").
+const READ_OFTEN: [&[u8]; 2] = [b"security.capability", ACL_ACCESS];
+
+/// Which of [`READ_OFTEN`] an inode of the upper is known not to have. An attribute that anybody
+/// begins to set here is never known to be missing again, so that no reading that came before can
+/// say so afterwards.
+#[derive(Debug, Default)]
+pub(super) struct Absent(AtomicU8);
+
+impl Absent {
+    /// The bits of a name: found missing, perhaps set.
+    fn bits(name: &[u8]) -> Option<(u8, u8)> {
+        let at = READ_OFTEN.iter().position(|often| *often == name)?;
+        Some((1 << at, 16 << at))
+    }
+
+    fn is_known(&self, name: &[u8]) -> bool {
+        Self::bits(name).is_some_and(|(missing, set)| {
+            self.0.load(Ordering::Acquire) & (missing | set) == missing
+        })
+    }
+
+    fn found(&self, name: &[u8]) {
+        if let Some((missing, _)) = Self::bits(name) {
+            self.0.fetch_or(missing, Ordering::AcqRel);
+        }
+    }
+
+    /// To be called before the change.
+    fn forget(&self, name: &[u8]) {
+        if let Some((_, set)) = Self::bits(name) {
+            self.0.fetch_or(set, Ordering::AcqRel);
+        }
+    }
+}
+
 /// What reading or removing an attribute that is not there gives: ENODATA in the classes that a
 /// local filesystem has, EOPNOTSUPP in all others (fs/xattr.c:xattr_resolve_name()).
 fn missing(name: &[u8]) -> Errno {
@@ -60,9 +100,16 @@ impl Overlay {
         let value = match self.target(ino)? {
             _ if self.hidden(name) => None,
             Target::Lower(nid) => self.lower.xattr(nid, name)?,
-            Target::Upper(node) => self.with_fd(&node, |fd| {
-                fs::getxattr(fd, name).doing("reading an extended attribute")
-            })?,
+            Target::Upper(node) if node.dir.absent.is_known(name) => None,
+            Target::Upper(node) => {
+                let value = self.with_fd(&node, |fd| {
+                    fs::getxattr(fd, name).doing("reading an extended attribute")
+                })?;
+                if value.is_none() {
+                    node.dir.absent.found(name);
+                }
+                value
+            }
         };
         match value {
             Some(value) => Ok(value),
@@ -159,6 +206,7 @@ impl Overlay {
             Target::Upper(node) => node,
             Target::Lower(nid) => self.copy_up(nid)?,
         };
+        node.dir.absent.forget(name);
         // Read again when it is next needed; held so that no creation misses the change.
         let mut default_acl = (name == ACL_DEFAULT).then(|| lock(&node.dir.default_acl));
         if let Some(known) = &mut default_acl {

@@ -308,3 +308,52 @@ fn a_file_without_its_data_is_no_file_of_zeros() {
     f.unlink("b/meta").unwrap();
     assert!(!f.exists("b/meta"));
 }
+
+/// The kernel asks for file capabilities before each write.
+#[test]
+fn what_is_asked_before_each_write_is_read_once() {
+    use crate::sys::faults::{self, Fault};
+    use rustix::io::Errno;
+    let f = Fixture::new();
+    f.write("big", 0, b"!");
+    let ino = f.ino("big");
+    // A system call would fail.
+    let unread = |name: &[u8]| {
+        faults::plan(1, Fault::Blind(Errno::IO));
+        let answer = errno(f.fs.getxattr(ino, name));
+        assert!(!faults::end(), "{}", name.escape_ascii());
+        answer
+    };
+    // VFS_CAP_REVISION_2, cap_net_raw; an ACL of the owner, a user, the group, the mask, others.
+    let caps = [1, 0, 0, 2, 0, 32, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    let acl: Vec<u8> = [
+        &[2, 0, 0, 0][..],
+        &[1, 0, 6, 0, 255, 255, 255, 255, 2, 0, 4, 0, 7, 0, 0, 0],
+        &[
+            4, 0, 4, 0, 255, 255, 255, 255, 16, 0, 4, 0, 255, 255, 255, 255,
+        ],
+        &[32, 0, 4, 0, 255, 255, 255, 255],
+    ]
+    .concat();
+    let mut set = vec![(&b"system.posix_acl_access"[..], &acl[..])];
+    if rustix::process::geteuid().is_root() {
+        set.push((b"security.capability", &caps));
+    }
+    for (name, value) in set {
+        assert_eq!(errno(f.fs.getxattr(ino, name)), libc::ENODATA);
+        assert_eq!(unread(name), libc::ENODATA);
+        f.fs.setxattr(asker(), ino, name, value, 0).unwrap();
+        assert_eq!(f.fs.getxattr(ino, name).unwrap(), value);
+        f.fs.removexattr(ino, name).unwrap();
+        // What anybody has set once is read for good.
+        assert_eq!(errno(f.fs.getxattr(ino, name)), libc::ENODATA);
+        assert_eq!(errno(f.fs.getxattr(ino, name)), libc::ENODATA);
+        f.fs.setxattr(asker(), ino, name, value, 0).unwrap();
+        assert_eq!(f.fs.getxattr(ino, name).unwrap(), value);
+    }
+    // Others are read each time.
+    assert_eq!(errno(f.fs.getxattr(ino, b"user.x")), libc::ENODATA);
+    faults::plan(1, Fault::Blind(Errno::IO));
+    assert_eq!(errno(f.fs.getxattr(ino, b"user.x")), libc::EIO);
+    assert!(faults::end());
+}
