@@ -1,0 +1,285 @@
+//! The requests that the kernel sends for what programs do: docs/ARCHITECTURE.md, "Round trips",
+//! is the rule, this is only the judge. Counted in the server's own log.
+// Helpers outside of #[test] functions fail tests as the functions do.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+const TARNFS: &str = env!("CARGO_BIN_EXE_tarnfs");
+
+/// Whether this machine and user can mount; says so loudly when not, and fails in CI.
+fn can_mount(test: &str) -> bool {
+    let can = rustix::process::geteuid().is_root() && Path::new("/dev/fuse").exists();
+    if !can {
+        assert!(
+            std::env::var("CI").as_deref() != Ok("true"),
+            "{test}: CI needs root and /dev/fuse"
+        );
+        println!("SKIPPED: {test}: needs root and /dev/fuse");
+    }
+    can
+}
+
+/// Something that a program does.
+type Action<'a> = Box<dyn Fn() + 'a>;
+
+/// How often each request is sent.
+type Requests = BTreeMap<String, usize>;
+
+/// A mount of an image, whose server logs each request.
+struct Bench {
+    dir: tempfile::TempDir,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let bench = Self {
+            dir: tempfile::tempdir().unwrap(),
+        };
+        // Others look at the mount, too.
+        fs::set_permissions(bench.dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        let tree = bench.path("tree");
+        for dir in ["dir", "list"] {
+            fs::create_dir_all(tree.join(dir)).unwrap();
+            for n in 0..20 {
+                fs::write(tree.join(format!("{dir}/{n}")), vec![7; 3000]).unwrap();
+            }
+        }
+        fs::write(tree.join("big"), vec![7; 8 << 20]).unwrap();
+        std::os::unix::fs::symlink("dir/1", tree.join("link")).unwrap();
+        fs::copy("/bin/true", tree.join("program")).unwrap();
+        let tar = Command::new("tar")
+            .args(["--owner=0", "--group=0", "-cf"])
+            .arg(bench.path("image.tar"))
+            .arg("-C")
+            .arg(&tree)
+            .arg(".")
+            .status();
+        assert!(tar.unwrap().success());
+        fs::create_dir(bench.path("mnt")).unwrap();
+        let words = ["--log", "tarnfs::fuse=trace", "--log-file", "log", "mount"];
+        let mounted = Command::new(TARNFS)
+            .args(words)
+            .args(["--upper", "up", "image.tar", "mnt"])
+            .env("TARNFS_STORE", bench.path("store"))
+            .env_remove("TARNFS_LOG")
+            .current_dir(bench.dir.path())
+            .status();
+        assert!(mounted.unwrap().success());
+        bench
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().canonicalize().unwrap().join(name)
+    }
+
+    fn mnt(&self, name: &str) -> PathBuf {
+        self.path("mnt").join(name)
+    }
+
+    /// All requests so far. What is closed is told of when close(2) has returned, so this waits
+    /// until all of it has been.
+    fn log(&self) -> Requests {
+        loop {
+            let mut all = Requests::new();
+            for line in fs::read_to_string(self.path("log")).unwrap().lines() {
+                if let Some((_, rest)) = line.split_once("op=\"")
+                    && let Some((op, _)) = rest.split_once('"')
+                    && op != "forget"
+                {
+                    *all.entry(op.to_owned()).or_default() += 1;
+                }
+            }
+            let n = |op: &str| all.get(op).copied().unwrap_or(0);
+            if n("release") == n("open") + n("create") && n("releasedir") == n("opendir") {
+                return all;
+            }
+            std::thread::yield_now();
+        }
+    }
+
+    /// The requests of one action.
+    fn count(&self, action: impl FnOnce()) -> Requests {
+        let before = self.log();
+        action();
+        let mut after = self.log();
+        for (op, n) in before {
+            *after.get_mut(&op).unwrap() -= n;
+        }
+        after.retain(|_, n| *n > 0);
+        after
+    }
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        let ended = Command::new(TARNFS)
+            .arg("umount")
+            .arg(self.path("mnt"))
+            .status();
+        assert!(ended.unwrap().success() || std::thread::panicking());
+    }
+}
+
+/// The rows of the table: action → requests.
+fn table() -> BTreeMap<String, Requests> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/ARCHITECTURE.md");
+    let text = fs::read_to_string(path).unwrap();
+    text.lines()
+        .skip_while(|line| *line != "## Round trips")
+        .skip_while(|line| !line.starts_with('|'))
+        .take_while(|line| line.starts_with('|'))
+        .skip(2)
+        .map(|line| {
+            let mut cells = line.trim_matches('|').split('|').map(str::trim);
+            let action = cells.next().unwrap().to_owned();
+            let mut requests = Requests::new();
+            for word in cells.next().unwrap().split(", ").filter(|w| *w != "-") {
+                let (op, n) = word.split_once(" × ").unwrap_or((word, "1"));
+                requests.insert(op.to_lowercase(), n.parse().unwrap());
+            }
+            (action, requests)
+        })
+        .collect()
+}
+
+fn look(path: &Path) {
+    drop(fs::symlink_metadata(path));
+}
+
+/// stat(2) by somebody who owns nothing.
+fn look_as_another(path: &Path) {
+    let mut test = Command::new("test");
+    test.arg("-e").arg(path).uid(65534).gid(65534);
+    assert!(test.status().unwrap().success());
+}
+
+fn read(path: &Path) {
+    let mut file = File::open(path).unwrap();
+    let mut buf = vec![0; 1 << 20];
+    while file.read(&mut buf).unwrap() > 0 {}
+}
+
+/// `ls -U`, and with the attributes of each.
+fn list(path: &Path, attributes: bool) {
+    for entry in fs::read_dir(path).unwrap() {
+        let entry = entry.unwrap();
+        if attributes {
+            entry.metadata().unwrap();
+        }
+    }
+}
+
+fn make(path: &Path) {
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o644)
+        .open(path)
+        .unwrap();
+    file.write_all(b"x").unwrap();
+}
+
+fn append(path: &Path, times: usize) {
+    let mut file = OpenOptions::new().append(true).open(path).unwrap();
+    for _ in 0..times {
+        file.write_all(b"x").unwrap();
+    }
+}
+
+fn execute(path: &Path) {
+    let mut program = Command::new(path);
+    program.stdin(Stdio::null()).current_dir("/");
+    assert!(program.status().unwrap().success());
+}
+
+#[test]
+fn no_more_requests_are_sent_than_the_table_says() {
+    if !can_mount("no_more_requests_are_sent_than_the_table_says") {
+        return;
+    }
+    let bench = Bench::new();
+    let at = |name: &str| bench.mnt(name);
+    // The kernel learns what it asks of a mount once: the root's attributes, FLUSH.
+    look(&at("dir"));
+    read(&at("dir/0"));
+    let actions: Vec<(&str, Action<'_>)> = vec![
+        ("stat, cold", Box::new(|| look(&at("dir/1")))),
+        ("stat, again", Box::new(|| look(&at("dir/1")))),
+        ("stat of what is not there", Box::new(|| look(&at("none")))),
+        ("the same, again", Box::new(|| look(&at("none")))),
+        (
+            "stat by another than root's owner, again",
+            Box::new(|| look_as_another(&at("dir/1"))),
+        ),
+        (
+            "readlink, cold",
+            Box::new(|| drop(fs::read_link(at("link")))),
+        ),
+        (
+            "readlink, again",
+            Box::new(|| drop(fs::read_link(at("link")))),
+        ),
+        (
+            "list with attributes, cold",
+            Box::new(|| list(&at("list"), true)),
+        ),
+        (
+            "list with attributes, third time",
+            Box::new(|| list(&at("list"), true)),
+        ),
+        (
+            "open, read, close of a small file, cold",
+            Box::new(|| read(&at("dir/2"))),
+        ),
+        ("open, read, close, again", Box::new(|| read(&at("dir/2")))),
+        (
+            "read of 8 MiB in order, cold",
+            Box::new(|| read(&at("big"))),
+        ),
+        ("execve, again", Box::new(|| execute(&at("program")))),
+        ("create, write, close", Box::new(|| make(&at("new")))),
+        (
+            "open, ten writes, close",
+            Box::new(|| append(&at("new"), 10)),
+        ),
+        ("stat after a write", Box::new(|| look(&at("new")))),
+        (
+            "rename",
+            Box::new(|| fs::rename(at("new"), at("newer")).unwrap()),
+        ),
+        ("unlink", Box::new(|| fs::remove_file(at("newer")).unwrap())),
+        ("mkdir", Box::new(|| fs::create_dir(at("made")).unwrap())),
+        ("rmdir", Box::new(|| fs::remove_dir(at("made")).unwrap())),
+    ];
+    let mut table = table();
+    let mut errors = Vec::new();
+    for (name, action) in &actions {
+        // Somebody has been there before.
+        match *name {
+            "stat by another than root's owner, again" | "execve, again" => action(),
+            "list with attributes, third time" => action(),
+            // A change makes the kernel ask for its directory's attributes once.
+            "rename" | "unlink" | "mkdir" | "rmdir" | "stat after a write" => look(&bench.mnt("")),
+            _ => {}
+        }
+        let sent = bench.count(action);
+        let Some(told) = table.remove(*name) else {
+            errors.push(format!("{name}: not in the table: {sent:?}"));
+            continue;
+        };
+        let more = |(op, n): (&String, &usize)| *n > told.get(op).copied().unwrap_or(0);
+        if sent.iter().any(more) {
+            errors.push(format!("{name}: {sent:?}, told are {told:?}"));
+        }
+    }
+    errors.extend(table.keys().map(|name| format!("{name}: not tried")));
+    drop(actions);
+    assert!(errors.is_empty(), "\n{}", errors.join("\n"));
+}
