@@ -5,22 +5,35 @@
 # each, and then mounts and starts it with the tar and its index dropped from the page cache.
 # Prints the median of each side in milliseconds, from `tarnfs mount` to the program's end, and
 # the ratio. As root; the work directory (BENCH_DIR, default /var/tmp) must be on a disk.
-# TARNFS=path takes a program, else it is built. READ_AHEAD=KIB is passed on. CGROUP=dir is joined
-# before the first start: one with blkio.throttle.read_iops_device (or io.max) is a slower disk.
+# LATENCY=MICROSECONDS puts the tar on a disk that takes so long for each read, as one across a
+# network does (examples/slow-disk.rs). CGROUP=dir is joined before the first start: one with
+# blkio.throttle.read_iops_device (or io.max) is a disk of so many reads a second.
+# TARNFS=path and SLOW_DISK=path take programs, else they are built. READ_AHEAD=KIB is passed on.
+#
+# Everything is mounted in a mount namespace of the script's own: nothing stays on the machine.
 set -euo pipefail
 [[ $EUID == 0 ]] || { echo "${0##*/}: needs root" >&2; exit 2; }
+if [[ -z ${TARNFS_BENCH_NAMESPACE:-} ]]; then
+    export TARNFS_BENCH_NAMESPACE=1
+    exec unshare --mount --propagation private "$(readlink -f "$0")" "$@"
+fi
 rounds=${1:-9}
 repo=$(readlink -f "$(dirname "$(readlink -f "$0")")/..")
 if [[ -z ${TARNFS:-} ]]; then
     (cd "$repo" && cargo build --release --bin tarnfs)
     TARNFS=$repo/target/release/tarnfs
 fi
+if [[ -n ${LATENCY:-} && -z ${SLOW_DISK:-} ]]; then
+    (cd "$repo" && cargo build --release --example slow-disk)
+    SLOW_DISK=$repo/target/release/examples/slow-disk
+fi
 work=$(mktemp -d "${BENCH_DIR:-/var/tmp}/tarnfs-prefetch.XXXXXX")
 mnt=$work/mnt
-mkdir "$mnt"
+mkdir "$mnt" "$work/disk" "$work/store"
 export TARNFS_STORE=$work/store
 tidy() {
     if mountpoint -q "$mnt"; then "$TARNFS" umount --lazy "$mnt"; fi
+    if mountpoint -q "$work/disk"; then umount "$work/disk"; fi
     rm -rf "$work"
 }
 trap tidy EXIT
@@ -48,14 +61,19 @@ mapfile -t libraries < <(find /usr/lib/*-linux-gnu -maxdepth 1 -name '*.so*')
 tar -cf "$image" "${files[@]}" "${libraries[@]}" 2> /dev/null
 sync "$image"
 
+if [[ -n ${LATENCY:-} ]]; then
+    "$SLOW_DISK" "$image" "$work/disk" "$LATENCY" &
+    until mountpoint -q "$work/disk"; do sleep 0.1; done
+    image=$work/disk/image.tar
+fi
 [[ -z ${CGROUP:-} ]] || echo $$ > "$CGROUP/cgroup.procs"
 
 # Nothing of the image in memory.
 cold() {
     local file
-    while read -r file; do
+    for file in "$image" $(find "$work/store" -type f); do
         dd if="$file" iflag=nocache count=0 status=none
-    done < <(find "$work" -xdev -type f -name '*.tar' -o -type f -path '*/store/*')
+    done
 }
 up() { "$TARNFS" mount --tmpfs ${READ_AHEAD:+--read-ahead "$READ_AHEAD"} "$@" "$image" "$mnt"; }
 begin() {

@@ -490,3 +490,32 @@ fn an_actor_records_and_reads_ahead() {
     let log = String::from_utf8(out.stderr).unwrap();
     assert!(log.contains("prefetched"), "{log}");
 }
+
+#[test]
+fn the_kernel_reads_ahead_as_much_as_is_asked() {
+    if !can_mount("the_kernel_reads_ahead_as_much_as_is_asked") {
+        return;
+    }
+    let bench = Bench::new();
+    fs::create_dir(bench.path("mnt")).unwrap();
+    for (options, kib) in [
+        (&[][..], 2048),
+        (&["--read-ahead", "512"], 512),
+        (&["-o", "readahead=1024"], 1024),
+        // A record names what is asked for, not what the kernel guesses.
+        (&["--record", "r"], 128),
+        (&["--record", "r", "--read-ahead", "256"], 256),
+    ] {
+        let mut args = vec!["mount", "--read-only"];
+        args.extend(options);
+        args.extend(["image.tar", "mnt"]);
+        bench.ok(&args);
+        let minor = rustix::fs::minor(rustix::fs::stat(bench.path("mnt")).unwrap().st_dev);
+        let set = fs::read_to_string(format!("/sys/class/bdi/0:{minor}/read_ahead_kb"));
+        bench.ok(&["umount", "mnt"]);
+        match set {
+            Ok(set) => assert_eq!(set.trim(), kib.to_string(), "{options:?}"),
+            Err(error) => println!("SKIPPED: /sys/class/bdi: {error}"),
+        }
+    }
+}
