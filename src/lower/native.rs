@@ -21,7 +21,8 @@ impl Lower {
         self.native.get().is_some()
     }
 
-    /// Opens a regular file for reading, on the image's mount; `None` where it has none.
+    /// Opens a regular file for reading, on the image's mount; `None` where it has none, and where
+    /// somebody is to be told of each read ([`Self::watch`]), who would not be.
     ///
     /// The blobs are compared with what was indexed when the file is opened, as they are at each
     /// read of [`Self::read`]; who reads the descriptor later is told nothing of a change.
@@ -29,6 +30,9 @@ impl Lower {
     /// # Errors
     /// As [`Self::read`]. After [`LowerError::Io`] the file can still be read by [`Self::read`].
     pub fn open_native(&self, nid: Nid) -> Option<Result<OwnedFd, LowerError>> {
+        if self.is_watched() {
+            return None;
+        }
         let root = self.native.get()?;
         Some(self.open_on(root, nid))
     }

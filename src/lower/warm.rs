@@ -53,6 +53,12 @@ impl Lower {
         self.watch = Some(watch);
     }
 
+    /// Whether each read must come to [`Self::read`], so that it can be told of.
+    #[must_use]
+    pub fn is_watched(&self) -> bool {
+        self.watch.is_some()
+    }
+
     /// Has the kernel begin to read bytes of blob `blob` into its page cache, what of them lies in
     /// the blob. At most some 128 KiB at once are sure to be read whole.
     ///
