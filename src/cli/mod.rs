@@ -17,6 +17,7 @@ mod mount_options;
 mod prefetch;
 mod print;
 mod run;
+mod serving;
 mod stat;
 mod tree;
 mod umount;

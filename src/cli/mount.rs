@@ -25,6 +25,7 @@ use tarnfs::upper::{Upper, UpperError};
 use super::engine::EngineName;
 use super::mount_options::{Options, parse_size};
 use super::prefetch::PrefetchArgs;
+use super::serving::ServingArgs;
 use super::{Global, image, logging};
 
 /// What a background server writes when its mount can be used.
@@ -50,9 +51,9 @@ pub(super) const TELL_READY: &str = "--tell-ready";
 
 Options of -o: ro rw suid nosuid dev nodev exec noexec noatime relatime strictatime
   nodiratime nosymfollow sync dirsync lazytime allow_other remount, upperdir= workdir=
-  tmpfs[=SIZE] volatile engine= store= fsname= subtype= max_read= readahead= record= prefetch=
-  prefetch_max= log= log_file=; what only fstab's readers mind (auto nofail user _netdev x-* …)
-  is passed over")]
+  tmpfs[=SIZE] volatile engine= store= fsname= subtype= max_read= passthrough= noopen readahead=
+  record= prefetch= prefetch_max= log= log_file=; what only fstab's readers mind (auto nofail user
+  _netdev x-* …) is passed over")]
 pub(crate) struct Args {
     /// The image: a tar
     #[arg(value_name = "IMAGE")]
@@ -82,6 +83,8 @@ pub(crate) struct Args {
     /// Who serves the mount [default: fuse]
     #[arg(long, value_name = "ENGINE", value_enum)]
     engine: Option<EngineName>,
+    #[command(flatten)]
+    serving: ServingArgs,
     #[command(flatten)]
     prefetch: PrefetchArgs,
     /// KiB that the kernel reads ahead, as root [default: 2048; 128 with --record]
@@ -114,6 +117,7 @@ impl Args {
             tmpfs: None,
             read_only: false,
             engine: None,
+            serving: ServingArgs::default(),
             prefetch: PrefetchArgs::default(),
             read_ahead: None,
             foreground: false,
@@ -145,6 +149,7 @@ struct Plan {
     writes: Writes,
     options: Options,
     engine: EngineChoice,
+    serving: ServingArgs,
     prefetch: PrefetchArgs,
     read_ahead: Option<u32>,
     /// Not even a remount makes it writable.
@@ -206,6 +211,10 @@ impl Plan {
         };
         Ok(Self {
             global,
+            serving: ServingArgs {
+                passthrough: args.serving.passthrough.or(options.passthrough),
+                noopen: args.serving.noopen || options.noopen,
+            },
             prefetch: prefetch.absolute()?,
             read_ahead: args.read_ahead.or(options.read_ahead),
             image: absolute(&args.image)?,
@@ -243,6 +252,7 @@ impl Plan {
         ]
         .into_iter()
         .find_map(|(asked, name)| asked.then_some(name))
+        .or_else(|| self.serving.for_server())
         .or_else(|| self.prefetch.for_server())
     }
 }
@@ -402,6 +412,7 @@ fn mount_options(plan: &Plan) -> MountOptions {
     options.fuse.max_read = asked.max_read;
     options.fuse.super_flags.clone_from(&asked.super_flags);
     options.fuse.attrs = asked.attrs;
+    options.serving = plan.serving.settings();
     let plain = plan.prefetch.record.as_ref().map(|_| RECORDING_KIB);
     options.read_ahead_kib = plan.read_ahead.or(plain);
     options.state_dirs = state_dirs();

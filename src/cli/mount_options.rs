@@ -4,11 +4,12 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use tarnfs::mount::EngineChoice;
 use tarnfs::sys::mount::MountAttrs;
 
 use super::engine::EngineName;
+use super::serving::PassThrough;
 
 /// What a list of options asks for. The last word on a thing counts.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -22,6 +23,8 @@ pub(crate) struct Options {
     pub(crate) subtype: Option<String>,
     pub(crate) max_read: Option<u32>,
     pub(crate) read_ahead: Option<u32>,
+    pub(crate) passthrough: Option<PassThrough>,
+    pub(crate) noopen: bool,
     pub(crate) record: Option<PathBuf>,
     pub(crate) prefetch: Option<PathBuf>,
     pub(crate) prefetch_max: Option<u64>,
@@ -105,6 +108,7 @@ impl Options {
             "lazytime" => self.super_flag("lazytime", true),
             "nolazytime" => self.super_flag("lazytime", false),
             "volatile" => self.volatile = true,
+            "noopen" => self.noopen = true,
             "remount" => self.remount = true,
             "allow_other" => self.allow_other = Some(true),
             "noallow_other" => self.allow_other = Some(false),
@@ -166,6 +170,13 @@ impl Options {
                     number
                         .parse()
                         .with_context(|| format!("mount option readahead={number}"))?,
+                );
+            }
+            "passthrough" => {
+                let said = text()?;
+                self.passthrough = Some(
+                    said.parse()
+                        .map_err(|why| anyhow!("mount option passthrough={said}: {why}"))?,
                 );
             }
             "record" => self.record = Some(path()?),
@@ -285,6 +296,7 @@ mod tests {
         assert!(parse("upperdir=").is_err());
         assert!(parse("max_read=many").is_err());
         assert!(parse("readahead=-1").is_err());
+        assert!(parse("passthrough=some").is_err());
         assert!(parse("record=").is_err());
         assert!(parse("prefetch_max=0").is_err());
         assert!(parse("engine=steam").is_err());

@@ -45,6 +45,9 @@ impl Adapter {
         tracing::trace!(op = "forget", ino = %nodeid, lookups);
         // There is no reply to a forget; a panic in it has been logged.
         guarded("forget", || {
+            if let Some(unopened) = &self.unopened {
+                unopened.forget(nodeid);
+            }
             let ino = self.opens.aliases().forget(nodeid.0, lookups);
             self.overlay.forget(ino, lookups);
             Ok(())

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 
 use fuser::{
     Errno, FileHandle, FopenFlags, INodeNo, OpenFlags, ReplyCreate, ReplyData, ReplyEmpty,
@@ -11,8 +12,10 @@ use fuser::{
 use super::convert::{asker, caller, handle, name, perm};
 use super::entries::{Place, reply_empty};
 use super::opens::Served;
+use super::unopened::Held;
 use super::{Adapter, Answer, FOREVER, errno, guarded};
 use crate::lower::Seek;
+use crate::overlay::Handle;
 
 /// Cached pages stay right across opens: every change of a file goes through this mount. A file
 /// opened with O_DIRECT needs no flag of ours: the kernel passes the cache by for that open, and
@@ -37,14 +40,47 @@ pub(super) struct Writer<'a> {
     pub(super) fh: FileHandle,
 }
 
+/// An open file as the kernel names it.
+pub(super) type OpenFile = (INodeNo, FileHandle);
+
+/// The same as the overlay has it.
+enum Found {
+    /// Opened by an OPEN.
+    Opened(Handle),
+    /// Without.
+    Unopened(Arc<Held>),
+}
+
+impl Found {
+    fn handle(&self) -> Handle {
+        match self {
+            Self::Opened(handle) => *handle,
+            Self::Unopened(held) => held.handle,
+        }
+    }
+}
+
 thread_local! {
     /// Where this thread's READs are gathered, kept so that it is not cleared for each.
     static READ_BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
 impl Adapter {
+    fn file(&self, (nodeid, fh): OpenFile, writes: bool) -> Answer<Found> {
+        match &self.unopened {
+            None => Ok(Found::Opened(handle(fh))),
+            Some(unopened) => unopened
+                .file(&self.overlay, nodeid, writes)
+                .map(Found::Unopened),
+        }
+    }
+
     pub(super) fn on_open(&self, nodeid: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         tracing::trace!(op = "open", ino = %nodeid, flags = flags.0);
+        if self.unopened.is_some() {
+            // Asked once (fs/fuse/file.c:fuse_file_open()).
+            return reply.error(Errno::ENOSYS);
+        }
         let answer = guarded("open", || {
             let handle = self
                 .overlay
@@ -74,6 +110,10 @@ impl Adapter {
         reply: ReplyCreate,
     ) {
         tracing::trace!(op = "create", %parent, name = ?name_, mode, umask, flags);
+        if self.unopened.is_some() {
+            // MKNOD comes instead, and no RELEASE (fs/fuse/dir.c:fuse_atomic_open()).
+            return reply.error(Errno::ENOSYS);
+        }
         let answer = guarded("create", || {
             let (entry, handle) = self
                 .overlay
@@ -116,8 +156,8 @@ impl Adapter {
         }
     }
 
-    pub(super) fn on_read(&self, fh: FileHandle, offset: u64, size: u32, reply: ReplyData) {
-        tracing::trace!(op = "read", fh = fh.0, offset, size);
+    pub(super) fn on_read(&self, file: OpenFile, offset: u64, size: u32, reply: ReplyData) {
+        tracing::trace!(op = "read", fh = file.1.0, offset, size);
         READ_BUFFER.with_borrow_mut(|buffer| {
             let answer: Answer<&[u8]> = guarded("read", || {
                 let size = usize::try_from(size).map_err(|_| Errno::EINVAL)?;
@@ -125,9 +165,10 @@ impl Adapter {
                     buffer.resize(size, 0);
                 }
                 let place = buffer.get_mut(..size).ok_or(Errno::EIO)?;
+                let file = self.file(file, false)?;
                 let got = self
                     .overlay
-                    .read(handle(fh), offset, place)
+                    .read(file.handle(), offset, place)
                     .map_err(errno)?;
                 place.get(..got).ok_or(Errno::EIO)
             });
@@ -149,20 +190,23 @@ impl Adapter {
         let fh = writer.fh;
         tracing::trace!(op = "write", fh = fh.0, offset, len = data.len());
         let answer = guarded("write", || {
+            let file = self.file((writer.ino, fh), true)?;
             if unprivileged {
-                self.drop_privileges(writer, true)?;
+                self.drop_privileges(writer, &file, true)?;
             }
-            self.overlay.write(handle(fh), offset, data).map_err(errno)
+            self.overlay
+                .write(file.handle(), offset, data)
+                .map_err(errno)
         });
         reply_written(answer, reply);
     }
 
     /// With `HANDLE_KILLPRIV_V2` a write's privileges are the server's to drop. The kernel is told,
     /// since it starts programs by the mode that it knows.
-    fn drop_privileges(&self, writer: Writer<'_>, unprivileged: bool) -> Answer<()> {
+    fn drop_privileges(&self, writer: Writer<'_>, file: &Found, unprivileged: bool) -> Answer<()> {
         let dropped = self
             .overlay
-            .drop_privileges(handle(writer.fh), asker(writer.req), unprivileged)
+            .drop_privileges(file.handle(), asker(writer.req), unprivileged)
             .map_err(errno)?;
         if dropped {
             self.opens.ask_again(writer.ino);
@@ -186,11 +230,12 @@ impl Adapter {
         reply_empty(answer, reply);
     }
 
-    pub(super) fn on_fsync(&self, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
-        tracing::trace!(op = "fsync", fh = fh.0, datasync);
+    pub(super) fn on_fsync(&self, file: OpenFile, datasync: bool, reply: ReplyEmpty) {
+        tracing::trace!(op = "fsync", fh = file.1.0, datasync);
         reply_empty(
             guarded("fsync", || {
-                self.overlay.fsync(handle(fh), datasync).map_err(errno)
+                let file = self.file(file, false)?;
+                self.overlay.fsync(file.handle(), datasync).map_err(errno)
             }),
             reply,
         );
@@ -208,17 +253,18 @@ impl Adapter {
         tracing::trace!(op = "fallocate", fh = fh.0, offset, len, mode);
         reply_empty(
             guarded("fallocate", || {
-                self.drop_privileges(writer, false)?;
+                let file = self.file((writer.ino, fh), true)?;
+                self.drop_privileges(writer, &file, false)?;
                 self.overlay
-                    .fallocate(handle(fh), mode, offset, len)
+                    .fallocate(file.handle(), mode, offset, len)
                     .map_err(errno)
             }),
             reply,
         );
     }
 
-    pub(super) fn on_lseek(&self, fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
-        tracing::trace!(op = "lseek", fh = fh.0, offset, whence);
+    pub(super) fn on_lseek(&self, file: OpenFile, offset: i64, whence: i32, reply: ReplyLseek) {
+        tracing::trace!(op = "lseek", fh = file.1.0, offset, whence);
         let answer = guarded("lseek", || {
             // SEEK_SET, SEEK_CUR and SEEK_END never leave the kernel
             // (fs/fuse/file.c:fuse_file_llseek()).
@@ -229,7 +275,11 @@ impl Adapter {
             };
             // lseek(2): a negative offset is beyond the data as well.
             let offset = u64::try_from(offset).map_err(|_| Errno::ENXIO)?;
-            let found = self.overlay.seek(handle(fh), offset, what).map_err(errno)?;
+            let file = self.file(file, false)?;
+            let found = self
+                .overlay
+                .seek(file.handle(), offset, what)
+                .map_err(errno)?;
             i64::try_from(found).map_err(|_| Errno::EOVERFLOW)
         });
         match answer {
@@ -240,19 +290,20 @@ impl Adapter {
 
     pub(super) fn on_copy_file_range(
         &self,
-        from: (FileHandle, u64),
+        from: (OpenFile, u64),
         writer: Writer<'_>,
         to_offset: u64,
         len: u64,
         reply: ReplyWrite,
     ) {
-        let to = (writer.fh, to_offset);
-        tracing::trace!(op = "copy_file_range", ?from, ?to, len);
+        tracing::trace!(op = "copy_file_range", ?from, ?writer, to_offset, len);
         let answer = guarded("copy_file_range", || {
-            self.drop_privileges(writer, false)?;
+            let file = self.file((writer.ino, writer.fh), true)?;
+            self.drop_privileges(writer, &file, false)?;
+            let source = self.file(from.0, false)?;
             let len = usize::try_from(len.min(MAX_COPY)).map_err(|_| Errno::EINVAL)?;
             self.overlay
-                .copy_file_range(handle(from.0), from.1, handle(to.0), to.1, len)
+                .copy_file_range(source.handle(), from.1, file.handle(), to_offset, len)
                 .map_err(errno)
         });
         reply_written(answer, reply);

@@ -20,6 +20,7 @@ mod entries;
 mod files;
 mod init;
 mod opens;
+mod unopened;
 mod xattrs;
 
 use std::ffi::OsStr;
@@ -41,6 +42,7 @@ use crate::overlay::{self, Ino, Overlay};
 
 use files::Writer;
 use opens::Opens;
+use unopened::Unopened;
 
 /// How long the kernel may trust an entry, attributes or the absence of a name: 136 years.
 /// `fuse_time_to_jiffies()` (fs/fuse/dir.c) caps what does not fit in jiffies, so a larger number
@@ -58,12 +60,16 @@ pub struct Settings {
     /// the image that is served so does not see what is written to the file later, as with
     /// overlayfs. Needs root and Linux 6.9; without, all goes by requests. `None`: all does.
     pub passthrough: Option<u64>,
+    /// Answer OPEN with ENOSYS: the kernel then opens and closes all files without asking, and
+    /// reads and writes them by their inodes. Excludes passthrough.
+    pub noopen: bool,
 }
 
 impl Default for Settings {
     fn default() -> Self {
         Self {
             passthrough: Some(PASSTHROUGH_FROM),
+            noopen: false,
         }
     }
 }
@@ -93,10 +99,12 @@ impl Connection {
         // fs/fuse/dir.c:fuse_allow_current_process()); a second filter here would refuse
         // set-user-ID programs of the mount's own user.
         let acl = SessionACL::All;
-        let opens = Arc::new(Opens::new(settings.passthrough));
+        let passthrough = settings.passthrough.filter(|_| !settings.noopen);
+        let opens = Arc::new(Opens::new(passthrough));
         let adapter = Adapter {
             overlay,
             opens: Arc::clone(&opens),
+            unopened: settings.noopen.then(Unopened::default),
         };
         let session = Session::from_fd(adapter, device, acl, init::session_config(acl))?;
         opens.set_notifier(session.notifier());
@@ -119,6 +127,8 @@ type Answer<T> = Result<T, Errno>;
 struct Adapter {
     overlay: Arc<Overlay>,
     opens: Arc<Opens>,
+    /// With [`Settings::noopen`].
+    unopened: Option<Unopened>,
 }
 
 impl Adapter {
@@ -286,7 +296,7 @@ impl Filesystem for Adapter {
     fn read(
         &self,
         _req: &Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         fh: FileHandle,
         offset: u64,
         size: u32,
@@ -294,7 +304,7 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        self.on_read(fh, offset, size, reply);
+        self.on_read((ino, fh), offset, size, reply);
     }
     fn write(
         &self,
@@ -339,12 +349,12 @@ impl Filesystem for Adapter {
     fn fsync(
         &self,
         _req: &Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         fh: FileHandle,
         datasync: bool,
         reply: ReplyEmpty,
     ) {
-        self.on_fsync(fh, datasync, reply);
+        self.on_fsync((ino, fh), datasync, reply);
     }
     fn fallocate(
         &self,
@@ -362,18 +372,18 @@ impl Filesystem for Adapter {
     fn lseek(
         &self,
         _req: &Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         fh: FileHandle,
         offset: i64,
         whence: i32,
         reply: ReplyLseek,
     ) {
-        self.on_lseek(fh, offset, whence, reply);
+        self.on_lseek((ino, fh), offset, whence, reply);
     }
     fn copy_file_range(
         &self,
         req: &Request,
-        _ino_in: INodeNo,
+        ino_in: INodeNo,
         fh_in: FileHandle,
         offset_in: u64,
         ino_out: INodeNo,
@@ -388,7 +398,7 @@ impl Filesystem for Adapter {
             ino: ino_out,
             fh: fh_out,
         };
-        self.on_copy_file_range((fh_in, offset_in), writer, offset_out, len, reply);
+        self.on_copy_file_range(((ino_in, fh_in), offset_in), writer, offset_out, len, reply);
     }
     fn ioctl(
         &self,

@@ -211,7 +211,10 @@ impl Server {
         options: &MountOptions,
     ) -> Result<Self, MountError> {
         // Here an ordinary user serves, of whom the kernel takes no backing files.
-        let settings = Settings { passthrough: None };
+        let settings = Settings {
+            passthrough: None,
+            ..options.serving
+        };
         let started = Connection::open(overlay.clone(), device, settings).and_then(serve_in_thread);
         let ended = match started {
             Ok(ended) => ended,

@@ -1,0 +1,76 @@
+//! How the FUSE server is to serve: `--passthrough`, `--noopen`.
+
+use std::str::FromStr;
+
+use tarnfs::mount::Settings;
+
+use super::mount_options::parse_size;
+
+/// Which files of the image the kernel is to read by itself: `off`, `all`, or those of a size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct PassThrough(pub(crate) Option<u64>);
+
+impl FromStr for PassThrough {
+    type Err = String;
+
+    fn from_str(said: &str) -> Result<Self, String> {
+        match said {
+            "off" => Ok(Self(None)),
+            "all" => Ok(Self(Some(0))),
+            size => match parse_size(size) {
+                Ok(size) => Ok(Self(Some(size))),
+                Err(_) => Err(format!("{size:?} is no size, nor \"all\" or \"off\"")),
+            },
+        }
+    }
+}
+
+/// The options, from the command line or from `-o`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::Args)]
+pub(crate) struct ServingArgs {
+    /// Let the kernel by itself read files of the image of at least SIZE bytes (or `all`), and read
+    /// and write those of the upper; `off`: none [default: 64K]
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) passthrough: Option<PassThrough>,
+    /// Open files without asking the server, and read and write all by requests: for many small
+    /// files that are mostly read
+    #[arg(long)]
+    pub(crate) noopen: bool,
+}
+
+impl ServingArgs {
+    pub(crate) fn settings(self) -> Settings {
+        let default = Settings::default();
+        Settings {
+            passthrough: self.passthrough.map_or(default.passthrough, |said| said.0),
+            noopen: self.noopen,
+        }
+    }
+
+    /// What was asked for, if anything was.
+    pub(crate) fn for_server(self) -> Option<&'static str> {
+        match self {
+            Self {
+                passthrough: Some(_),
+                ..
+            } => Some("--passthrough"),
+            Self { noopen: true, .. } => Some("--noopen"),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn which_files() {
+        let from = |said: &str| said.parse::<PassThrough>().map(|p| p.0);
+        assert_eq!(from("off"), Ok(None));
+        assert_eq!(from("all"), Ok(Some(0)));
+        assert_eq!(from("1M"), Ok(Some(1 << 20)));
+        assert!(from("").is_err() && from("some").is_err() && from("-1").is_err());
+        assert_eq!(ServingArgs::default().settings(), Settings::default());
+    }
+}
