@@ -91,23 +91,28 @@ impl Overlay {
         }
         let mut here = Some(self.target(ROOT_INO)?);
         while let Some(nid) = path.pop() {
-            let known = self.table.get(nid.0).filter(|node| node.is_upper());
-            here = match known {
-                Some(node) if node.dir.has(FACT_REMOVED) => None,
-                Some(node) => Some(Target::Upper(node)),
-                None => match here {
-                    Some(parent) => self.locate_in(&parent, nid)?,
-                    None => None,
-                },
+            here = match (self.risen_dir(nid), &here) {
+                (Some(known), _) => known,
+                (None, Some(parent)) => {
+                    let found = self.locate_in(parent, nid)?;
+                    // It may have been copied up and moved while it was looked for: what was found
+                    // at its old place is right only if that was not so afterwards either.
+                    self.risen_dir(nid).unwrap_or(found)
+                }
+                (None, None) => None,
             };
             if here.is_none() && !self.fresh && self.find_redirects()? {
-                let moved = self.table.get(nid.0).filter(|node| node.is_upper());
-                here = moved
-                    .filter(|node| !node.dir.has(FACT_REMOVED))
-                    .map(Target::Upper);
+                here = self.risen_dir(nid).flatten();
             }
         }
         Ok(here)
+    }
+
+    /// Where a directory of the image is that is known to be in the upper; `None` in it if it was
+    /// removed there.
+    fn risen_dir(&self, dir: Nid) -> Option<Option<Target>> {
+        let node = self.table.get(dir.0).filter(|node| node.is_upper())?;
+        Some((!node.dir.has(FACT_REMOVED)).then_some(Target::Upper(node)))
     }
 
     fn locate_in(&self, parent: &Target, nid: Nid) -> Result<Option<Target>> {
@@ -115,7 +120,10 @@ impl Overlay {
             match self.peek(parent, &name)? {
                 Origin::Lower(found) if found == nid => return Ok(Some(Target::Lower(nid))),
                 Origin::Upper(found) if found.lower == Some(nid) => {
-                    return self.find(parent, &name);
+                    let found = self.find(parent, &name)?;
+                    // Another one may have taken its place since.
+                    let is_it = |found: &Target| self.ino_of(found) == nid.0;
+                    return Ok(found.filter(is_it));
                 }
                 _ => {}
             }

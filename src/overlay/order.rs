@@ -74,6 +74,8 @@ impl Note {
 
 #[cfg(debug_assertions)]
 use checked::Note;
+#[cfg(all(test, debug_assertions))]
+pub(super) use checked::held;
 
 #[cfg(debug_assertions)]
 mod checked {
@@ -111,6 +113,12 @@ mod checked {
                 }
             });
         }
+    }
+
+    /// The locks that this thread holds.
+    #[cfg(test)]
+    pub(in super::super) fn held() -> Vec<Lock> {
+        HELD.with_borrow(Vec::clone)
     }
 
     fn may_follow(held: &Lock, next: &Lock) -> bool {

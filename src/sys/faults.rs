@@ -35,7 +35,11 @@ pub(crate) enum Call {
 }
 
 /// What looks on: [`watch`].
-type Watcher = Box<dyn FnMut()>;
+struct Watcher {
+    each: Box<dyn FnMut()>,
+    /// Before what changes nothing too.
+    looks: bool,
+}
 
 thread_local! {
     static PLAN: Cell<Option<(usize, Fault)>> = const { Cell::new(None) };
@@ -45,20 +49,28 @@ thread_local! {
 /// Calls `watcher` before every change that this thread makes, until [`unwatch`]: what somebody
 /// else would see at that moment. No fault hits what it calls itself.
 pub(crate) fn watch(watcher: impl FnMut() + 'static) {
-    WATCHER.set(Some(Box::new(watcher)));
+    let each = Box::new(watcher);
+    WATCHER.set(Some(Watcher { each, looks: false }));
 }
 
-/// Takes back [`watch`].
+/// The same, before every call that opens or looks at something too.
+pub(crate) fn watch_all(watcher: impl FnMut() + 'static) {
+    let each = Box::new(watcher);
+    WATCHER.set(Some(Watcher { each, looks: true }));
+}
+
+/// Takes back [`watch`] or [`watch_all`].
 pub(crate) fn unwatch() {
     WATCHER.set(None);
 }
 
-fn look_on() {
-    let Some(mut watcher) = WATCHER.take() else {
+fn look_on(call: Call) {
+    let concerned = |watcher: &mut Watcher| watcher.looks || call != Call::Look;
+    let Some(mut watcher) = WATCHER.with_borrow_mut(|watcher| watcher.take_if(concerned)) else {
         return;
     };
     let plan = PLAN.take();
-    watcher();
+    (watcher.each)();
     // A plan that it made is for what comes.
     if PLAN.get().is_none() {
         PLAN.set(plan);
@@ -78,9 +90,7 @@ pub(crate) fn end() -> bool {
 
 /// Every system call that a fault may hit passes here first.
 pub(crate) fn pass(call: Call) -> Result<()> {
-    if call != Call::Look {
-        look_on();
-    }
+    look_on(call);
     let Some((n, fault)) = PLAN.get() else {
         return Ok(());
     };

@@ -5,6 +5,8 @@ mod groups;
 mod judge;
 mod operations;
 
+#[cfg(debug_assertions)]
+mod between;
 mod changes;
 mod copying;
 mod faults;
