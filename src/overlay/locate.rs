@@ -6,13 +6,14 @@
 
 use std::collections::HashSet;
 use std::os::fd::AsFd;
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard};
 
 use rustix::io::Errno;
 
 use super::error::{Doing, refuse};
 use super::lookup::Origin;
 use super::node::{FACT_REMOVED, Place, lock};
+use super::order::{Class, Held, Lock};
 use super::{Entry, Ino, Overlay, ROOT_INO, Result, Target};
 use crate::inode::Kind;
 use crate::lower::Nid;
@@ -131,10 +132,27 @@ impl Overlay {
         Ok(None)
     }
 
+    fn lock_moves(&self) -> Held<MutexGuard<'_, bool>> {
+        let moves = Lock {
+            class: Class::Moves,
+            ino: ROOT_INO,
+            is_dir: true,
+        };
+        Held::take(moves, || lock(&self.redirects_found))
+    }
+
+    /// To be held while a directory moves; nothing where nobody will have to look for it.
+    pub(super) fn moving(&self) -> Option<Held<MutexGuard<'_, bool>>> {
+        if self.fresh {
+            return None;
+        }
+        Some(self.lock_moves()).filter(|found| !**found)
+    }
+
     /// Makes the nodes of all directories of the upper known, once: those that an earlier mount
     /// renamed cannot be found by their lower path. Answers whether it has been done (`true`).
     fn find_redirects(&self) -> Result<bool> {
-        let mut found = lock(&self.redirects_found);
+        let mut found = self.lock_moves();
         if *found {
             return Ok(true);
         }

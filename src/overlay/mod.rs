@@ -10,9 +10,9 @@
 //! names say, [`node`] holds the state, [`room`] waits for space that is about to come free.
 //!
 //! Lock order: an inode's `copying` → its ancestors' `copying` → `entries` of directories (two:
-//! lower number first) → `place` of nodes (two: lower number first; a directory's parent's may
-//! be read under its own) → the table's slots and the small leaf locks in [`node`]. Nothing but
-//! `copying`, `entries` and `place` is held across a system call. Debug builds assert the order
+//! lower number first) → `redirects_found` → `place` of nodes (two: lower number first; a
+//! directory's parent's may be read under its own) → the table's slots and the small leaf locks in
+//! [`node`]. Nothing but the first four is held across a system call. Debug builds assert the order
 //! ([`order`]). Who finds under `entries` that a name must be waited for (a group of hard links is
 //! rising) lets go of them first, and looks again.
 //!
@@ -87,7 +87,9 @@ pub struct Overlay {
     lost: DashMap<Nid, links::Lost>,
     /// The upper was empty when it was opened: no name of the lower had been touched.
     fresh: bool,
-    /// Whether renamed directories of earlier mounts have been looked for.
+    /// Whether renamed directories of earlier mounts have been looked for. Held while they are, and
+    /// while a directory moves: one that goes from where nobody has looked yet to where somebody
+    /// has would be missed.
     redirects_found: Mutex<bool>,
     poisoned: AtomicBool,
     /// How many wait for a group of hard links to rise.

@@ -14,6 +14,8 @@ pub(super) enum Class {
     Copying,
     /// Held while names in a directory change.
     Entries,
+    /// Held while a directory moves.
+    Moves,
     /// Where an inode is stored, to look at.
     PlaceRead,
     /// Where an inode is stored, to change.
@@ -122,20 +124,21 @@ mod checked {
     }
 
     fn may_follow(held: &Lock, next: &Lock) -> bool {
-        use Class::{Copying, Entries, PlaceRead, PlaceWrite};
+        use Class::{Copying, Entries, Moves, PlaceRead, PlaceWrite};
         match (held.class, next.class) {
             // An inode's, then those of the directories above it.
             (Copying, Copying) => next.is_dir && held.ino != next.ino,
-            (Copying, _) | (Entries, PlaceRead | PlaceWrite) => true,
+            (Copying, _)
+            | (Entries, Moves | PlaceRead | PlaceWrite)
+            | (Moves, PlaceRead | PlaceWrite) => true,
             (Entries, Entries) => held.ino < next.ino,
             (PlaceRead | PlaceWrite, PlaceWrite) => held.ino < next.ino,
             // The way up to the root is read from below; else the lower number first.
             (PlaceRead | PlaceWrite, PlaceRead) => {
                 held.ino < next.ino || (next.is_dir && held.ino != next.ino)
             }
-            (Entries | PlaceRead | PlaceWrite, Copying) | (PlaceRead | PlaceWrite, Entries) => {
-                false
-            }
+            (Entries | Moves | PlaceRead | PlaceWrite, Copying)
+            | (Moves | PlaceRead | PlaceWrite, Entries | Moves) => false,
         }
     }
 }
@@ -167,10 +170,12 @@ mod tests {
 
     #[test]
     fn the_order_is_held() {
-        use Class::{Copying, Entries, PlaceRead, PlaceWrite};
+        use Class::{Copying, Entries, Moves, PlaceRead, PlaceWrite};
         let copying = [lock(Copying, FILE), lock(Copying, DIR), lock(Entries, DIR)];
         assert!(allowed(&copying));
         assert!(allowed(&[lock(Entries, DIR), lock(PlaceWrite, FILE)]));
+        let moving = [lock(Entries, DIR), lock(Moves, DIR), lock(PlaceWrite, DIR)];
+        assert!(allowed(&moving));
         assert!(allowed(&[lock(PlaceWrite, DIR), lock(PlaceWrite, FILE)]));
         assert!(allowed(&[lock(PlaceRead, FILE), lock(PlaceRead, DIR)]));
 
@@ -179,6 +184,8 @@ mod tests {
         assert!(!allowed(&[lock(PlaceRead, FILE), lock(Entries, DIR)]));
         assert!(!allowed(&[lock(PlaceRead, FILE), lock(PlaceWrite, DIR)]));
         assert!(!allowed(&[lock(PlaceRead, DIR), lock(PlaceRead, DIR)]));
+        assert!(!allowed(&[lock(Moves, DIR), lock(Entries, DIR)]));
+        assert!(!allowed(&[lock(Moves, DIR), lock(Moves, DIR)]));
     }
 
     #[test]

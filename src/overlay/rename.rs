@@ -177,6 +177,8 @@ impl Overlay {
         let to_fd = self.dir_fd(&to.parent)?;
         self.prepare_move(moved, from, to, to_fd.as_fd())?;
         self.prepare_move(swapped, to, from, from_fd.as_fd())?;
+        let moves_dir = moved.kind == Kind::Dir || swapped.kind == Kind::Dir;
+        let moving = moves_dir.then(|| self.moving());
         let (mut a, mut b) = places_mut(moved, swapped);
         let (old, new) = (from.name.as_bytes(), to.name.as_bytes());
         fs::rename(
@@ -194,6 +196,7 @@ impl Overlay {
             b.lose(&to.parent, to.name, None),
         );
         drop((a, b));
+        drop(moving);
         drop(dropped);
         let change = i32::from(moved.kind == Kind::Dir) - i32::from(swapped.kind == Kind::Dir);
         from.parent.dir.add_subdirs(-change);
@@ -270,6 +273,7 @@ impl Overlay {
             self.keep_dir(node)?;
         }
         let dropped = {
+            let _moving = is_dir.then(|| self.moving());
             let (mut place, mut victim_place) = match victim {
                 Some(node) => {
                     let (place, victim_place) = places_mut(moved, node);

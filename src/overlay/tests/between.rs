@@ -124,6 +124,25 @@ fn regression_a_name_is_not_lost_when_a_directory_above_moves_at_that_moment() {
 }
 
 #[test]
+fn regression_a_directory_that_an_earlier_mount_moved_is_found_while_others_move() {
+    // One that moved from where the walk through the upper had not been yet to where it had been
+    // already was missed, with all that lies below it.
+    let before: Step = |f| {
+        for dir in ["1", "2", "2/m"] {
+            f.mkdir(dir);
+        }
+        f.rename("a/sub", "2/m/sub", 0).unwrap();
+    };
+    let moves: [Step; 2] = [
+        |f| f.rename("2/m", "1/m", 0).unwrap(),
+        |f| f.rename("2/m", "empty", libc::RENAME_EXCHANGE).unwrap(),
+    ];
+    for &meanwhile in some(&moves) {
+        moved_while_written("link1", Some(before), meanwhile);
+    }
+}
+
+#[test]
 fn every_call_below_a_directory_that_moves_at_that_moment_succeeds() {
     type Call = fn(&Fixture, Ino, Ino) -> Result<()>;
     let calls: [Call; 7] = [
