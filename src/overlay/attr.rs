@@ -216,6 +216,10 @@ impl Overlay {
         attr.ino = self.lower_ino(nid).0;
         if attr.kind != Kind::Dir && (attr.nlink > 1 || !self.lost.is_empty()) {
             self.lost(nid, attr.nlink)?.show_in(&mut attr);
+            // Copied up meanwhile: names of the copy may have been taken for lost ones.
+            if let Target::Upper(node) = self.target(Ino(attr.ino))? {
+                return self.node_attr(&node);
+            }
         }
         if let Some((uid, gid)) = self.options.squash {
             (attr.uid, attr.gid) = (uid, gid);

@@ -38,8 +38,8 @@ impl Overlay {
             return Ok(Lost::default());
         }
         let lost = self.find_lost(nid, nlink)?;
-        self.lost.insert(nid, lost);
-        Ok(lost)
+        // Who takes a name away knows a count before: the first one is of the time before that.
+        Ok(*self.lost.entry(nid).or_insert(lost))
     }
 
     /// What earlier mounts took from an inode: each of its names is looked at once, there may be

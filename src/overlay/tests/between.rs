@@ -143,6 +143,40 @@ fn regression_a_directory_that_an_earlier_mount_moved_is_found_while_others_move
 }
 
 #[test]
+fn regression_links_that_go_or_are_copied_up_while_they_are_counted_are_counted_once() {
+    // What an earlier mount took away is counted at the first look. That count was noted over one
+    // that went at that moment, and a name that led to a copy by then was taken for a lost one.
+    type Change = fn(&Fixture, Ino);
+    let meanwhile: [(Change, u32); 3] = [
+        (|f, _| f.unlink("b/link3").unwrap(), 2),
+        (|f, _| f.rename("big", "a/sub/link2", 0).unwrap(), 2),
+        (|f, ino| write(f, ino, b"NEW"), 3),
+    ];
+    for (meanwhile, left) in meanwhile {
+        for n in 1.. {
+            let f = Fixture::new();
+            let ino = f.ino("link1");
+            f.mkdir("touched");
+            let f = Arc::new(f.again());
+            let seen = Cell::new(0);
+            let call = |f: &Fixture| seen.set(f.fs.getattr(ino, None).unwrap().nlink);
+            let happened = run_with(&f, n, &call, move |f| meanwhile(f, ino));
+            if !happened {
+                assert!(n > 3);
+                break;
+            }
+            assert!(
+                [3, left].contains(&seen.get()),
+                "{} at call {n}",
+                seen.get()
+            );
+            let now = f.fs.getattr(ino, None).unwrap().nlink;
+            assert_eq!(now, left, "at call {n}");
+        }
+    }
+}
+
+#[test]
 fn every_call_below_a_directory_that_moves_at_that_moment_succeeds() {
     type Call = fn(&Fixture, Ino, Ino) -> Result<()>;
     let calls: [Call; 7] = [
