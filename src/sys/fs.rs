@@ -44,11 +44,26 @@ fn beneath() -> ResolveFlags {
         | ResolveFlags::NO_XDEV
 }
 
+/// How often a name is opened again that seems to lead out of its directory.
+const TRIES: u32 = 100;
+
 /// Opens `name` in `dir` with `flags`, never through a symbolic link or onto another filesystem.
 ///
 /// # Errors
 /// openat2(2)'s.
 pub fn open(dir: BorrowedFd<'_>, name: &[u8], flags: OFlags, mode: u32) -> Result<OwnedFd> {
+    for _ in 0..TRIES {
+        match open_once(dir, name, flags, mode) {
+            // Also where it was moved out of `dir` while it was looked up, in which case another
+            // look finds it gone (fs/namei.c:complete_walk()). Nothing has been made or cut yet.
+            Err(Errno::XDEV) => {}
+            other => return other,
+        }
+    }
+    open_once(dir, name, flags, mode)
+}
+
+fn open_once(dir: BorrowedFd<'_>, name: &[u8], flags: OFlags, mode: u32) -> Result<OwnedFd> {
     let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     if flags.contains(OFlags::CREATE) {
         pass!(Grow);

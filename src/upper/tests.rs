@@ -11,6 +11,7 @@ use super::markers::{ImageId, Namespace, Opaque, Redirect, is_whiteout_device};
 use super::work::{Blank, remove_tree};
 use super::{Upper, UpperError};
 use crate::inode::Kind;
+use crate::sys::faults::{self, Fault};
 use crate::sys::fs;
 
 fn open(dir: &Path) -> Upper {
@@ -254,6 +255,38 @@ fn a_planted_symbolic_link_is_not_followed() {
             String::from_utf8_lossy(path)
         );
     }
+}
+
+#[test]
+fn regression_a_name_that_is_moved_out_while_it_is_opened_is_there_or_not() {
+    // The kernel looks once more at the end whether it is still beneath, and says EXDEV if not.
+    use std::sync::atomic::{AtomicBool, Ordering};
+    let dir = tempfile::tempdir().unwrap();
+    let upper = open(dir.path());
+    let at = |path: &str| dir.path().join("upper").join(path);
+    std::fs::create_dir_all(at("here/d")).unwrap();
+    std::fs::create_dir(at("there")).unwrap();
+    let flags = OFlags::PATH | OFlags::DIRECTORY;
+    let here = fs::open(upper.root(), b"here", flags, 0).unwrap();
+    faults::plan(1, Fault::Blind(Errno::XDEV));
+    let opened = fs::open(here.as_fd(), b"d", flags, 0).map(|_| ());
+    assert!(faults::end());
+    assert_eq!(opened, Ok(()));
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                std::fs::rename(at("here/d"), at("there/d")).unwrap();
+                std::fs::rename(at("there/d"), at("here/d")).unwrap();
+            }
+        });
+        let odd = (0..20_000).find_map(|_| {
+            let opened = fs::open(here.as_fd(), b"d", flags, 0);
+            opened.err().filter(|&errno| errno != Errno::NOENT)
+        });
+        done.store(true, Ordering::Relaxed);
+        assert_eq!(odd, None);
+    });
 }
 
 #[test]
