@@ -1,5 +1,7 @@
 //! The vocabulary that every layer shares: what an inode is, apart from where it is stored.
 
+use std::ops::Deref;
+
 /// The type of an inode (`S_IFMT` of `st_mode`, inode(7)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Kind {
@@ -115,3 +117,63 @@ pub struct Xattr {
     /// Value, at most 65,536 bytes (`XATTR_SIZE_MAX`).
     pub value: Vec<u8>,
 }
+
+/// The pieces of a file's content: nearly always one, which then takes no memory of its own.
+#[derive(Debug, Clone)]
+pub enum Runs<T> {
+    /// One piece.
+    One(T),
+    /// Any number.
+    Many(Vec<T>),
+}
+
+impl<T> Default for Runs<T> {
+    fn default() -> Self {
+        Self::Many(Vec::new())
+    }
+}
+
+impl<T> Deref for Runs<T> {
+    type Target = [T];
+    fn deref(&self) -> &[T] {
+        match self {
+            Self::One(run) => std::slice::from_ref(run),
+            Self::Many(runs) => runs,
+        }
+    }
+}
+
+impl<T> From<Vec<T>> for Runs<T> {
+    fn from(runs: Vec<T>) -> Self {
+        Self::Many(runs)
+    }
+}
+
+impl<T> FromIterator<T> for Runs<T> {
+    fn from_iter<I: IntoIterator<Item = T>>(runs: I) -> Self {
+        let mut runs = runs.into_iter();
+        match (runs.next(), runs.next()) {
+            (None, _) => Self::default(),
+            (Some(run), None) => Self::One(run),
+            (Some(first), Some(second)) => {
+                Self::Many([first, second].into_iter().chain(runs).collect())
+            }
+        }
+    }
+}
+
+impl<'a, T> IntoIterator for &'a Runs<T> {
+    type Item = &'a T;
+    type IntoIter = std::slice::Iter<'a, T>;
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter()
+    }
+}
+
+impl<T: PartialEq> PartialEq for Runs<T> {
+    fn eq(&self, other: &Self) -> bool {
+        **self == **other
+    }
+}
+
+impl<T: Eq> Eq for Runs<T> {}

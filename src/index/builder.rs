@@ -18,7 +18,7 @@ use std::collections::btree_map::Entry as Place;
 use super::extents::{self, SidePlan};
 use super::misfit::{Fault, Misfit};
 use super::tree::{Content, Extent, Inode, InodeId, Tree};
-use crate::inode::{Kind, Time, Xattr};
+use crate::inode::{Kind, Runs, Time, Xattr};
 use crate::tar::{Entry, EntryKind, Segment, printable};
 
 /// The most inodes an image may have: far beyond any image, and a bound on memory, since one
@@ -37,7 +37,7 @@ enum Holds {
     /// A file whose bytes have to be copied to the side blob, if it is still there in the end.
     Sparse {
         size: u64,
-        segments: Vec<Segment>,
+        segments: Runs<Segment>,
     },
     Dir {
         children: BTreeMap<Box<[u8]>, Id>,

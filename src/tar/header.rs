@@ -75,18 +75,16 @@ impl<'a> Header<'a> {
         }
     }
 
-    /// The name, with ustar's prefix before it.
-    pub(super) fn name(&self) -> Vec<u8> {
-        let name = self.text(0, 100);
-        let prefix = match self.dialect() {
-            Dialect::Ustar => self.text(345, 155),
-            Dialect::V7 | Dialect::Gnu => &[],
-        };
-        if prefix.is_empty() {
-            name.to_vec()
-        } else {
-            [prefix, b"/", name].concat()
+    /// Appends the name, with ustar's prefix before it.
+    pub(super) fn put_name(&self, out: &mut Vec<u8>) {
+        if self.dialect() == Dialect::Ustar {
+            let prefix = self.text(345, 155);
+            if !prefix.is_empty() {
+                out.extend_from_slice(prefix);
+                out.push(b'/');
+            }
         }
+        out.extend_from_slice(self.text(0, 100));
     }
 
     pub(super) fn linkname(&self) -> &'a [u8] {

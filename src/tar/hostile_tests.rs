@@ -437,8 +437,8 @@ fn sparse_maps_that_lie() {
         panic!()
     };
     assert_eq!(
-        segments,
-        &[Segment {
+        segments[..],
+        [Segment {
             offset: 4096,
             len: 3,
             tar_offset: 1024 + 1024
@@ -493,7 +493,7 @@ fn check_promises(tar: &[u8]) {
             }
             if let EntryKind::File { size, segments } = entry.kind {
                 let mut end = 0;
-                for s in segments {
+                for s in &segments {
                     assert!(s.len > 0 && s.offset >= end && s.offset + s.len <= size);
                     assert!(s.tar_offset + s.len <= tar.len() as u64);
                     end = s.offset + s.len;

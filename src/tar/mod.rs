@@ -12,6 +12,7 @@
 //! that the entries form ([`crate::index::builder`] does), write anything.
 
 mod acl;
+mod entry;
 mod error;
 mod header;
 mod number;
@@ -33,7 +34,7 @@ pub use reader::Reader;
 pub use source::ReadAt;
 pub use stream::Stream;
 
-use crate::inode::{Kind, Time, Xattr};
+use crate::inode::{Kind, Runs, Time, Xattr};
 
 /// Length of a tar block: headers are one block, bodies are padded to whole ones.
 pub const BLOCK: u64 = 512;
@@ -50,16 +51,17 @@ pub struct Segment {
 }
 
 /// What an entry is.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum EntryKind {
     /// Regular file.
     File {
         /// Length in bytes.
         size: u64,
         /// Where its bytes are: sorted by offset, not overlapping, within `size` and the tar.
-        segments: Vec<Segment>,
+        segments: Runs<Segment>,
     },
     /// Directory.
+    #[default]
     Dir,
     /// Symbolic link: its target, 1 to 4,095 bytes, no NUL.
     Symlink(Vec<u8>),
@@ -76,8 +78,8 @@ pub enum EntryKind {
     Fifo,
 }
 
-/// One entry of a tar.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// One entry of a tar. The default stands for none: it is there to be read into.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Entry {
     /// Offset in the tar of the entry's own header (behind its extended headers).
     pub offset: u64,

@@ -6,12 +6,56 @@ use crate::name;
 /// The longest path Linux takes (`PATH_MAX` without its NUL).
 const PATH_LEN_MAX: usize = 4095;
 
-/// `raw` as valid names joined by single slashes: without `.`, doubled and trailing slashes.
-/// Empty for the root. Made in the buffer of `raw`.
+/// The directory that the last entry lies in, in the tar's spelling and in ours, each with its
+/// slash: most entries follow their siblings, and only their last name is left to check.
+#[derive(Debug, Default)]
+pub(super) struct Parent {
+    raw: Vec<u8>,
+    normal: Vec<u8>,
+}
+
+impl Parent {
+    /// Makes `out` what [`normal`] makes of `raw`.
+    pub(super) fn path(&mut self, raw: &[u8], out: &mut Vec<u8>) -> Result<(), Problem> {
+        out.clear();
+        if let Some(name) = raw.strip_prefix(&*self.raw) {
+            let name = name.strip_suffix(b"/").unwrap_or(name);
+            let len = self.normal.len() + name.len();
+            if len <= PATH_LEN_MAX && name::check(name).is_ok() {
+                out.reserve(len);
+                out.extend_from_slice(&self.normal);
+                out.extend_from_slice(name);
+                return Ok(());
+            }
+        }
+        out.extend_from_slice(raw);
+        normal(out)?;
+        self.raw.clear();
+        self.normal.clear();
+        let (raw_dir, raw_name) = split(raw.strip_suffix(b"/").unwrap_or(raw));
+        let (dir, name) = split(out);
+        // Not where the last name is one that was dropped.
+        if raw_name == name && !name.is_empty() {
+            self.raw.extend_from_slice(raw_dir);
+            self.normal.extend_from_slice(dir);
+        }
+        Ok(())
+    }
+}
+
+/// `path` behind its last slash, and what is before that.
+fn split(path: &[u8]) -> (&[u8], &[u8]) {
+    let slash = path.iter().rposition(|&b| b == b'/');
+    path.split_at_checked(slash.map_or(0, |slash| slash + 1))
+        .unwrap_or_default()
+}
+
+/// Makes `raw` valid names joined by single slashes: without `.`, doubled and trailing slashes.
+/// Empty for the root.
 ///
 /// `.` is dropped and nothing else is interpreted: a `..` or a leading slash, which would lead out
 /// of the image or to somewhere else than written, is refused.
-pub(super) fn normal(mut raw: Vec<u8>) -> Result<Vec<u8>, Problem> {
+fn normal(raw: &mut Vec<u8>) -> Result<(), Problem> {
     match raw.as_slice() {
         [] => return Err(name::NameError::Empty.into()),
         [b'/', ..] => return Err(Problem::Absolute),
@@ -49,15 +93,19 @@ pub(super) fn normal(mut raw: Vec<u8>) -> Result<Vec<u8>, Problem> {
     if end > PATH_LEN_MAX {
         return Err(Problem::PathTooLong(end));
     }
-    Ok(raw)
+    Ok(())
 }
 
 /// The path rules for hard-link targets, with the target's name in the error.
 pub(super) fn link_target(raw: &[u8]) -> Result<Vec<u8>, Problem> {
-    normal(raw.to_vec()).map_err(|problem| Problem::LinkTarget {
-        target: printable(raw),
-        problem: Box::new(problem),
-    })
+    let mut path = raw.to_vec();
+    match normal(&mut path) {
+        Ok(()) => Ok(path),
+        Err(problem) => Err(Problem::LinkTarget {
+            target: printable(raw),
+            problem: Box::new(problem),
+        }),
+    }
 }
 
 /// Checks a symbolic link's target, which is free text for whoever follows it.
@@ -75,6 +123,56 @@ pub(super) fn symlink_target(raw: &[u8]) -> Result<(), Problem> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn normal(mut raw: Vec<u8>) -> Result<Vec<u8>, Problem> {
+        super::normal(&mut raw).map(|()| raw)
+    }
+
+    #[test]
+    fn the_last_directory_changes_nothing() {
+        let raws: [&[u8]; 18] = [
+            b"./",
+            b"./a",
+            b"./a/",
+            b"./a/b",
+            b"./a/b/",
+            b"./a/b/c",
+            b"./a/b/d",
+            b"./a/b/.",
+            b"./a/b/..",
+            b"./a/b//",
+            b"./a/b//e",
+            b"./a/b/",
+            b"./a/b/f/g",
+            b"a/b/h",
+            b"a/b/",
+            b"x",
+            b"",
+            b"a/b/\0",
+        ];
+        for first in raws {
+            for second in raws {
+                let mut parent = Parent::default();
+                let mut got = vec![];
+                for raw in [first, second, second] {
+                    match (parent.path(raw, &mut got), normal(raw.to_vec())) {
+                        (Ok(()), Ok(want)) => assert_eq!(got, want, "{first:?} {second:?}"),
+                        (Err(got), Err(want)) => assert_eq!(got.to_string(), want.to_string()),
+                        (got, want) => panic!("{got:?} {want:?}"),
+                    }
+                }
+            }
+        }
+        let mut parent = Parent::default();
+        let mut out = vec![];
+        let dir = b"x/".repeat(2000);
+        parent.path(&[&dir, &b"a"[..]].concat(), &mut out).unwrap();
+        let long = [&dir, &[b'y'; 96][..]].concat();
+        assert!(matches!(
+            parent.path(&long, &mut out),
+            Err(Problem::PathTooLong(4096))
+        ));
+    }
 
     #[test]
     fn dots_and_slashes_are_dropped() {

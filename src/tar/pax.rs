@@ -7,12 +7,35 @@ use super::sparse::PaxSparse;
 use super::xattr;
 use crate::inode::{Time, Xattr};
 
+/// A text that may not have been given; its memory is used again.
+#[derive(Debug, Default)]
+pub(super) struct Text {
+    given: bool,
+    bytes: Vec<u8>,
+}
+
+impl Text {
+    pub(super) fn get(&self) -> Option<&[u8]> {
+        self.given.then_some(&*self.bytes)
+    }
+
+    pub(super) fn set(&mut self, bytes: &[u8]) {
+        self.given = true;
+        self.bytes.clear();
+        self.bytes.extend_from_slice(bytes);
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.given = false;
+    }
+}
+
 /// What the extended headers before an entry say; what they are silent of is in the entry's
 /// own header.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Default)]
 pub(super) struct Overrides {
-    pub(super) path: Option<Vec<u8>>,
-    pub(super) linkpath: Option<Vec<u8>>,
+    pub(super) path: Text,
+    pub(super) linkpath: Text,
     pub(super) size: Option<u64>,
     pub(super) uid: Option<u64>,
     pub(super) gid: Option<u64>,
@@ -23,7 +46,7 @@ pub(super) struct Overrides {
     pub(super) xattrs: Vec<Xattr>,
     pub(super) acl_access: Option<Vec<u8>>,
     pub(super) acl_default: Option<Vec<u8>>,
-    pub(super) sparse: PaxSparse,
+    pub(super) sparse: Option<Box<PaxSparse>>,
 }
 
 /// Which extended header a record stands in.
@@ -36,6 +59,17 @@ pub(super) enum Scope {
 }
 
 impl Overrides {
+    /// As the global headers, `globals`, have it; they carry owner, time and device only.
+    pub(super) fn reset(&mut self, globals: &Self) {
+        self.path.clear();
+        self.linkpath.clear();
+        self.size = None;
+        (self.uid, self.gid, self.mtime) = (globals.uid, globals.gid, globals.mtime);
+        (self.devmajor, self.devminor) = (globals.devmajor, globals.devminor);
+        self.xattrs.clear();
+        (self.acl_access, self.acl_default, self.sparse) = (None, None, None);
+    }
+
     /// Applies all records of an extended header's `body`. Of a key that comes twice, the later
     /// value holds.
     pub(super) fn apply(&mut self, mut body: &[u8], scope: Scope) -> Result<(), Problem> {
@@ -61,8 +95,16 @@ impl Overrides {
                 number::decimal(value).map(Some)
             }
         };
-        let bytes = || (!value.is_empty()).then(|| value.to_vec());
+        let text = |to: &mut Text| {
+            if value.is_empty() {
+                to.clear();
+            } else {
+                to.set(value);
+            }
+        };
         match key {
+            // What nearly all headers have, and what says nothing that an image holds.
+            b"atime" | b"ctime" | b"uname" | b"gname" => {}
             b"uid" => self.uid = number()?,
             b"gid" => self.gid = number()?,
             b"mtime" if value.is_empty() => self.mtime = None,
@@ -72,8 +114,8 @@ impl Overrides {
             b"path" | b"linkpath" | b"size" | b"RHT.security.selinux" if scope == Scope::Global => {
                 return Err("stands in a global header, where it would mean every entry");
             }
-            b"path" => self.path = bytes(),
-            b"linkpath" => self.linkpath = bytes(),
+            b"path" => text(&mut self.path),
+            b"linkpath" => text(&mut self.linkpath),
             b"size" => self.size = number()?,
             b"RHT.security.selinux" => {
                 // The kernel's value is a C string with its NUL, the record's is without
@@ -120,13 +162,13 @@ impl Overrides {
             }
         } else if let Some(key) = strip(b"GNU.sparse.") {
             local?;
-            self.sparse.record(key, value)?;
+            self.sparse.get_or_insert_default().record(key, value)?;
         } else if strip(b"GNU.volume.").is_some() {
             return Err("belongs to a tar of several volumes; join them first");
         } else if key == b"SCHILY.realsize" {
             return Err("belongs to star's own sparse files, which are not served");
         }
-        // Everything else says nothing that an image holds: atime, ctime, uname, gname, comment,
+        // Everything else says nothing that an image holds: comment,
         // charset, hdrcharset (names are bytes here), SCHILY.dev, .ino, .nlink, .fflags,
         // LIBARCHIVE.creationtime, vendors' own.
         Ok(())
@@ -189,7 +231,7 @@ mod tests {
         .concat();
         let got = apply(&body, Scope::Entry).unwrap();
         assert_eq!(got.xattrs[0].value, b"\n\0=12 x=y\n");
-        assert_eq!(got.path.unwrap(), b"a\nb=c");
+        assert_eq!(got.path.get().unwrap(), b"a\nb=c");
     }
 
     #[test]
@@ -228,7 +270,11 @@ mod tests {
             assert!(apply(bad, Scope::Entry).is_err(), "{bad:?}");
         }
         assert_eq!(
-            apply(b"10 path=a\n", Scope::Entry).unwrap().path.unwrap(),
+            apply(b"10 path=a\n", Scope::Entry)
+                .unwrap()
+                .path
+                .get()
+                .unwrap(),
             b"a"
         );
     }

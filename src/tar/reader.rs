@@ -3,14 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use super::error::{Problem, TarError};
-use super::header::{Header, compression, unsigned};
-use super::path;
-use super::pax::{Overrides, Scope};
+use super::header::{Header, compression};
+use super::path::Parent;
+use super::pax::{Overrides, Scope, Text};
 use super::source::{Block, LEN_UNKNOWN, ReadAt, Window};
-use super::sparse::{BodyMap, Map, SEGMENTS_MAX};
-use super::xattr::{self, AclTarget};
-use super::{BLOCK, Entry, EntryKind, Segment};
-use crate::inode::{Kind, Time};
+use super::{BLOCK, Entry};
 
 /// The longest extended headers of one entry together. Linux holds 64 KiB an attribute; a map of
 /// a million segments is the largest that anybody could mean.
@@ -19,38 +16,62 @@ const EXTENSION_MAX: u64 = 16 << 20;
 /// The most bytes of padding behind the end marker (GNU tar's largest usual record is 10 KiB).
 const TAIL_MAX: u64 = 64 << 20;
 
-/// Reads the entries of a tar one by one; [`Reader::next_entry`] is the only way forward.
+/// Reads the entries of a tar one by one; [`Reader::next_entry`] and [`Reader::read_entry`] are
+/// the only way forward.
 pub struct Reader<'a, R: ?Sized> {
     path: PathBuf,
-    window: Window<'a, R>,
-    /// Where the next header is.
-    pos: u64,
-    /// The header being looked at, for errors.
-    at: u64,
-    /// The name of the entry being looked at, for errors; the buffer of all of them.
-    name: Vec<u8>,
-    /// Whether the name is known.
-    named: bool,
+    walk: Walk<'a, R>,
     globals: Overrides,
+    ext: Extensions,
     ended: bool,
 }
 
-/// What the extended headers before an entry told.
-struct Extensions {
-    overrides: Overrides,
-    long_name: Option<Vec<u8>>,
-    long_link: Option<Vec<u8>>,
+/// Where the walk is.
+pub(super) struct Walk<'a, R: ?Sized> {
+    pub(super) window: Window<'a, R>,
+    /// Where the next header is.
+    pub(super) pos: u64,
+    /// The header being looked at, for errors.
+    at: u64,
+    /// The name of the entry being looked at, as the tar has it; the buffer of all of them.
+    pub(super) name: Vec<u8>,
+    /// Whether the name is known.
+    pub(super) named: bool,
+    /// The directory that the last entry lies in.
+    pub(super) parent: Parent,
+}
+
+/// What the extended headers before an entry told. One for all entries, so that their texts need
+/// no memory of their own.
+#[derive(Default)]
+pub(super) struct Extensions {
+    pub(super) overrides: Overrides,
+    pub(super) long_name: Text,
+    pub(super) long_link: Text,
     /// Bytes read of them.
     read: u64,
+    /// Whether there is one that must have an entry behind it.
     any: bool,
+    /// Whether it holds more than the global headers tell.
+    used: bool,
+}
+
+impl Extensions {
+    /// As before the next entry.
+    fn reset(&mut self, globals: &Overrides) {
+        self.overrides.reset(globals);
+        self.long_name.clear();
+        self.long_link.clear();
+        (self.read, self.any, self.used) = (0, false, false);
+    }
 }
 
 /// The body of an entry: where it begins, how long it is, where the next header is.
 #[derive(Clone, Copy)]
-struct Body {
-    start: u64,
-    len: u64,
-    next: u64,
+pub(super) struct Body {
+    pub(super) start: u64,
+    pub(super) len: u64,
+    pub(super) next: u64,
 }
 
 impl<'a, R: ReadAt + ?Sized> Reader<'a, R> {
@@ -66,12 +87,16 @@ impl<'a, R: ReadAt + ?Sized> Reader<'a, R> {
         }
         Ok(Self {
             path: path.to_owned(),
-            window,
-            pos: 0,
-            at: 0,
-            name: Vec::new(),
-            named: false,
+            walk: Walk {
+                window,
+                pos: 0,
+                at: 0,
+                name: Vec::new(),
+                named: false,
+                parent: Parent::default(),
+            },
             globals: Overrides::default(),
+            ext: Extensions::default(),
             ended: false,
         })
     }
@@ -79,12 +104,12 @@ impl<'a, R: ReadAt + ?Sized> Reader<'a, R> {
     /// The tar's length in bytes; `u64::MAX` as long as it is not known (of a [`super::Stream`],
     /// before all entries are read).
     pub fn tar_len(&self) -> u64 {
-        self.window.len()
+        self.walk.window.len()
     }
 
     /// How far the walk has come: the offset of the next header, or of the end marker's end.
     pub fn position(&self) -> u64 {
-        self.pos
+        self.walk.pos
     }
 
     /// The next entry; `None` behind the end marker. After an error the walk is over.
@@ -92,71 +117,88 @@ impl<'a, R: ReadAt + ?Sized> Reader<'a, R> {
     /// # Errors
     /// Whatever is wrong with the tar, with the offset of the header at fault.
     pub fn next_entry(&mut self) -> Result<Option<Entry>, TarError> {
+        let mut entry = Entry::default();
+        Ok(self.read_entry(&mut entry)?.then_some(entry))
+    }
+
+    /// [`Self::next_entry`] in place of another entry, whose memory is used again; false, with
+    /// anything in `entry`, behind the end marker.
+    ///
+    /// # Errors
+    /// As [`Self::next_entry`].
+    pub fn read_entry(&mut self, entry: &mut Entry) -> Result<bool, TarError> {
         if self.ended {
-            return Ok(None);
+            return Ok(false);
         }
-        self.named = false;
-        let result = self.step();
-        if !matches!(result, Ok(Some(_))) {
+        self.walk.named = false;
+        let result = self.step(entry);
+        if !matches!(result, Ok(true)) {
             self.ended = true;
         }
         result.map_err(|problem| {
-            let name = self.named.then_some(&*self.name);
-            TarError::new(self.path.clone(), name, self.at, problem)
+            let name = self.walk.named.then_some(&*self.walk.name);
+            TarError::new(self.path.clone(), name, self.walk.at, problem)
         })
     }
 
-    fn step(&mut self) -> Result<Option<Entry>, Problem> {
-        let mut ext = Extensions {
-            overrides: self.globals.clone(),
-            long_name: None,
-            long_link: None,
-            read: 0,
-            any: false,
-        };
+    fn step(&mut self, entry: &mut Entry) -> Result<bool, Problem> {
+        let Self {
+            walk, globals, ext, ..
+        } = self;
+        if ext.used {
+            ext.reset(globals);
+        }
         loop {
-            self.at = self.pos;
-            let Some(&block) = self.window.block(self.pos)? else {
-                return Err(self.no_block()?);
+            walk.at = walk.pos;
+            let Some(&block) = walk.window.block(walk.pos)? else {
+                return Err(walk.no_block()?);
             };
             if block.first() == Some(&0) && block == [0; 512] {
                 if ext.any {
                     return Err(Problem::DanglingExtension);
                 }
-                self.end_marker()?;
-                return Ok(None);
+                walk.end_marker()?;
+                return Ok(false);
             }
             let header = match Header::new(&block) {
-                Err(_) if self.pos == 0 => return Err(not_a_tar(&block)),
+                Err(_) if walk.pos == 0 => return Err(not_a_tar(&block)),
                 other => other?,
             };
             match header.typeflag() {
                 // X: Solaris' name for x.
                 b'x' | b'X' => {
-                    ext.any = true;
-                    let body = self.extension(&header, &mut ext.read)?;
+                    (ext.any, ext.used) = (true, true);
+                    let body = walk.extension(&header, &mut ext.read)?;
                     ext.overrides.apply(body, Scope::Entry)?;
                 }
                 b'g' => {
-                    let body = self.extension(&header, &mut 0)?.to_vec();
-                    self.globals.apply(&body, Scope::Global)?;
-                    ext.overrides.apply(&body, Scope::Global)?;
+                    ext.used = true;
+                    let body = walk.extension(&header, &mut 0)?;
+                    globals.apply(body, Scope::Global)?;
+                    ext.overrides.apply(body, Scope::Global)?;
                 }
                 b'L' => {
-                    ext.any = true;
-                    ext.long_name = Some(c_string(self.extension(&header, &mut ext.read)?));
+                    (ext.any, ext.used) = (true, true);
+                    let name = walk.extension(&header, &mut ext.read)?;
+                    ext.long_name.set(c_string(name));
                 }
                 b'K' => {
-                    ext.any = true;
-                    ext.long_link = Some(c_string(self.extension(&header, &mut ext.read)?));
+                    (ext.any, ext.used) = (true, true);
+                    let link = walk.extension(&header, &mut ext.read)?;
+                    ext.long_link.set(c_string(link));
                 }
                 // A volume label names the tar, not a file.
-                b'V' if !ext.any => self.pos = self.body(header.size()?)?.next,
-                _ => return self.entry(&header, ext).map(Some),
+                b'V' if !ext.any => walk.pos = walk.body(header.size()?)?.next,
+                _ => {
+                    walk.entry(&header, ext, entry)?;
+                    return Ok(true);
+                }
             }
         }
     }
+}
 
+impl<R: ReadAt + ?Sized> Walk<'_, R> {
     /// Why there is no block at the current position.
     fn no_block(&mut self) -> Result<Problem, Problem> {
         let len = self.window.len();
@@ -221,7 +263,7 @@ impl<'a, R: ReadAt + ?Sized> Reader<'a, R> {
 
     /// The body of `size` bytes behind the header at the current position, which must lie within
     /// the tar with its padding.
-    fn body(&self, size: u64) -> Result<Body, Problem> {
+    pub(super) fn body(&self, size: u64) -> Result<Body, Problem> {
         let beyond = || Problem::BodyBeyondEnd {
             size,
             len: self.window.len(),
@@ -230,7 +272,7 @@ impl<'a, R: ReadAt + ?Sized> Reader<'a, R> {
         self.body_at(start, size)
     }
 
-    fn body_at(&self, start: u64, size: u64) -> Result<Body, Problem> {
+    pub(super) fn body_at(&self, start: u64, size: u64) -> Result<Body, Problem> {
         let len = self.window.len();
         let beyond = || Problem::BodyBeyondEnd { size, len };
         let end = start
@@ -266,303 +308,15 @@ impl<'a, R: ReadAt + ?Sized> Reader<'a, R> {
             .bytes(body.start, len)?
             .ok_or(Problem::Truncated("in the middle of an extended header"))
     }
-
-    /// The entry whose own header is at the current position.
-    fn entry(&mut self, header: &Header<'_>, ext: Extensions) -> Result<Entry, Problem> {
-        let Extensions {
-            mut overrides,
-            long_name,
-            long_link,
-            ..
-        } = ext;
-        let offset = self.pos;
-        // The header's own name of a sparse file is a made-up one (GNU.sparse.name is the real).
-        let raw = [
-            overrides.sparse.name.take(),
-            overrides.path.take(),
-            long_name,
-        ]
-        .into_iter()
-        .flatten()
-        .next()
-        .unwrap_or_else(|| header.name());
-        self.name.clear();
-        self.name.extend_from_slice(&raw);
-        self.named = true;
-        let slash = raw.ends_with(b"/");
-        let name = path::normal(raw)?;
-        let is_dir_name = slash || name.is_empty();
-        let linkpath = overrides.linkpath.take().or(long_link);
-        let linkname = || linkpath.unwrap_or_else(|| header.linkname().to_vec());
-        let flag = header.typeflag();
-        let kind = match flag {
-            // An old way to say directory (POSIX, "typeflag").
-            b'0' | b'7' if is_dir_name => {
-                if overrides.size.map_or_else(|| header.size(), Ok)? != 0 {
-                    return Err(Problem::Unsupported("a directory with content".into()));
-                }
-                self.pos += BLOCK;
-                EntryKind::Dir
-            }
-            // 7: contiguous files, a property that no Linux filesystem has.
-            b'0' | b'7' if overrides.sparse.is_sparse() => {
-                self.pax_sparse(header, &mut overrides)?
-            }
-            b'0' | b'7' => {
-                let body = self.body(overrides.size.map_or_else(|| header.size(), Ok)?)?;
-                self.pos = body.next;
-                let segment = Segment {
-                    offset: 0,
-                    len: body.len,
-                    tar_offset: body.start,
-                };
-                EntryKind::File {
-                    size: body.len,
-                    segments: if body.len == 0 {
-                        Vec::new()
-                    } else {
-                        vec![segment]
-                    },
-                }
-            }
-            b'S' => self.old_sparse(header, &overrides)?,
-            b'1' => {
-                let data = self.link_data(header, &overrides)?;
-                self.pos = self.body(data.unwrap_or(0))?.next;
-                EntryKind::HardLink {
-                    target: path::link_target(&linkname())?,
-                    data,
-                }
-            }
-            b'2' => {
-                let target = linkname();
-                path::symlink_target(&target)?;
-                self.pos += BLOCK;
-                EntryKind::Symlink(target)
-            }
-            b'3' | b'4' => {
-                self.pos += BLOCK;
-                let (major, minor) = header.device()?;
-                EntryKind::Device(
-                    if flag == b'3' {
-                        Kind::Char
-                    } else {
-                        Kind::Block
-                    },
-                    device(
-                        overrides.devmajor.unwrap_or(major),
-                        overrides.devminor.unwrap_or(minor),
-                    )?,
-                )
-            }
-            // The size of types 1 to 6 says nothing of a body (POSIX, "size").
-            b'5' => {
-                self.pos += BLOCK;
-                EntryKind::Dir
-            }
-            b'6' => {
-                self.pos += BLOCK;
-                EntryKind::Fifo
-            }
-            // GNU's incremental backup: a directory, whose body lists what was in it.
-            b'D' => {
-                self.pos = self
-                    .body(overrides.size.map_or_else(|| header.size(), Ok)?)?
-                    .next;
-                EntryKind::Dir
-            }
-            _ => return Err(Problem::Unsupported(unsupported(flag))),
-        };
-        let target = match kind {
-            EntryKind::Dir => AclTarget::Dir,
-            EntryKind::Symlink(_) => AclTarget::Symlink,
-            _ => AclTarget::Other,
-        };
-        let perm = u16::try_from(header.mode()? & 0o7777).unwrap_or(0);
-        let (xattrs, perm) = match kind {
-            // A hard link has its target's attributes; what its own header says of them is moot.
-            EntryKind::HardLink { .. } => (Vec::new(), perm),
-            _ => xattr::finish(
-                overrides.xattrs,
-                overrides.acl_access.as_deref(),
-                overrides.acl_default.as_deref(),
-                target,
-                perm,
-            )?,
-        };
-        Ok(Entry {
-            offset,
-            path: name,
-            kind,
-            perm,
-            uid: id("user id", overrides.uid.map_or_else(|| header.uid(), Ok)?)?,
-            gid: id("group id", overrides.gid.map_or_else(|| header.gid(), Ok)?)?,
-            mtime: match overrides.mtime {
-                Some(mtime) => mtime,
-                None => Time {
-                    sec: header.mtime()?,
-                    nsec: 0,
-                },
-            },
-            xattrs,
-        })
-    }
-
-    /// How many bytes of content a hard link carries.
-    ///
-    /// POSIX lets pax tars store the target's content with each link, says that ustar links have
-    /// none whatever their size says, and gives no way to tell the two apart. A pax `size`
-    /// decides; else (as libarchive does) the body is there if no header follows without it.
-    fn link_data(
-        &mut self,
-        header: &Header<'_>,
-        overrides: &Overrides,
-    ) -> Result<Option<u64>, Problem> {
-        let size = match overrides.size {
-            Some(size) => return Ok((size > 0).then_some(size)),
-            None => header.size()?,
-        };
-        if size == 0 {
-            return Ok(None);
-        }
-        let next = self.window.block(self.pos + BLOCK)?;
-        let header_follows =
-            next.is_none_or(|block| *block == [0; 512] || Header::new(block).is_ok());
-        Ok((!header_follows).then_some(size))
-    }
-
-    /// A sparse file told by pax records (GNU formats 0.0, 0.1, 1.0).
-    fn pax_sparse(
-        &mut self,
-        header: &Header<'_>,
-        overrides: &mut Overrides,
-    ) -> Result<EntryKind, Problem> {
-        let body = self.body(overrides.size.map_or_else(|| header.size(), Ok)?)?;
-        let sparse = &mut overrides.sparse;
-        let size = sparse
-            .size
-            .ok_or(Problem::Sparse("it does not say the file's size"))?;
-        let mut start = body.start;
-        let map = if sparse.map_in_body()? {
-            let mut map = BodyMap::default();
-            loop {
-                if start - body.start >= body.len {
-                    return Err(Problem::Sparse("it is longer than the entry"));
-                }
-                let block = self
-                    .window
-                    .block(start)?
-                    .ok_or(Problem::Truncated("in a sparse map"))?;
-                start += BLOCK;
-                if map.block(block)? {
-                    break map.finish();
-                }
-            }
-        } else {
-            sparse.take_map()?
-        };
-        let stored = body
-            .len
-            .checked_sub(start - body.start)
-            .ok_or(Problem::Sparse("it is longer than the entry"))?;
-        self.pos = body.next;
-        Ok(EntryKind::File {
-            size,
-            segments: map.finish(size, stored, start)?,
-        })
-    }
-
-    /// A sparse file of GNU's old format: the map's first four segments stand in the header, 21
-    /// in each block that follows.
-    fn old_sparse(&mut self, header: &Header<'_>, pax: &Overrides) -> Result<EntryKind, Problem> {
-        if header.dialect() != super::header::Dialect::Gnu || pax.sparse.is_sparse() {
-            return Err(Problem::Unsupported(
-                "a sparse file of star's format".into(),
-            ));
-        }
-        let mut map = Map::default();
-        let mut more = add_segments(&mut map, header.bytes(386, 4 * 24), header.bytes(482, 1))?;
-        let mut start = self.pos + BLOCK;
-        for _ in 0..=SEGMENTS_MAX {
-            if !more {
-                break;
-            }
-            let block: &Block = self
-                .window
-                .block(start)?
-                .ok_or(Problem::Truncated("in a sparse map"))?;
-            start += BLOCK;
-            let (segments, rest) = block.split_at_checked(21 * 24).unwrap_or_default();
-            more = add_segments(&mut map, segments, rest.get(..1).unwrap_or_default())?;
-        }
-        let size = unsigned("real size", header.bytes(483, 12))?;
-        let body = self.body_at(start, pax.size.map_or_else(|| header.size(), Ok)?)?;
-        self.pos = body.next;
-        Ok(EntryKind::File {
-            size,
-            segments: map.finish(size, body.len, start)?,
-        })
-    }
-}
-
-/// Adds the segments of an old sparse header; true if the map goes on in a further block.
-fn add_segments(map: &mut Map, fields: &[u8], extended: &[u8]) -> Result<bool, Problem> {
-    let (pairs, _) = fields.as_chunks::<24>();
-    for pair in pairs {
-        let (offset, len) = pair.split_at_checked(12).unwrap_or_default();
-        // An empty length ends the map (GNU tar's oldgnu_add_sparse()).
-        if len.first() == Some(&0) {
-            break;
-        }
-        map.push(
-            unsigned("sparse offset", offset)?,
-            unsigned("sparse length", len)?,
-        )?;
-    }
-    Ok(extended != [0])
 }
 
 /// A GNU long name: C text, with one NUL or more behind it.
-fn c_string(body: &[u8]) -> Vec<u8> {
+fn c_string(body: &[u8]) -> &[u8] {
     let end = body
         .iter()
         .rposition(|&b| b != 0)
         .map_or(0, |last| last + 1);
-    body.get(..end).unwrap_or_default().to_vec()
-}
-
-fn id(field: &'static str, id: u64) -> Result<u32, Problem> {
-    // 4294967295 is "no id" to the kernel (include/linux/uidgid.h:uid_valid()).
-    u32::try_from(id)
-        .ok()
-        .filter(|&id| id != u32::MAX)
-        .ok_or(Problem::Field {
-            field,
-            what: "is larger than Linux allows",
-        })
-}
-
-/// Linux has 12 bits for the major and 20 for the minor number (include/linux/kdev_t.h).
-fn device(major: u64, minor: u64) -> Result<u64, Problem> {
-    match (u32::try_from(major), u32::try_from(minor)) {
-        (Ok(major @ 0..4096), Ok(minor @ 0..1_048_576)) => Ok(rustix::fs::makedev(major, minor)),
-        _ => Err(Problem::Field {
-            field: "device number",
-            what: "is larger than Linux allows",
-        }),
-    }
-}
-
-fn unsupported(flag: u8) -> String {
-    match flag {
-        b'M' => "a file continued from another volume; join the volumes first (type M)".into(),
-        b'N' => "a list of long names of an old GNU tar (type N)".into(),
-        b'A' => "a Solaris ACL (type A)".into(),
-        b'E' => "a Solaris extended attribute file (type E)".into(),
-        b'I' => "star's inode metadata (type I)".into(),
-        b'V' => "a volume label in the middle of an entry (type V)".into(),
-        flag => format!("type {}", flag.escape_ascii()),
-    }
+    body.get(..end).unwrap_or_default()
 }
 
 /// What a first block that is no header is instead.

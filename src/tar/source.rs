@@ -76,18 +76,28 @@ pub(super) const LEN_UNKNOWN: u64 = u64::MAX;
 /// One header block.
 pub(super) type Block = [u8; 512];
 
-/// Bytes read at a time. Large enough for an entry with its pax header (3 blocks) and for the
-/// headers of small files one behind the other; small enough that the bodies of larger files
-/// stay unread: to copy more costs as much as the system calls that it saves.
-const WINDOW: usize = 8192;
+/// Bytes read at a time. To copy 4 KiB costs about as much as the system call that it saves. So
+/// headers of small files, one soon behind the other, come together in large reads, and those of
+/// larger files alone, with their pax headers, in small ones. The largest still fits the
+/// processor's first cache.
+const READ_MIN: usize = 4096;
+const READ_MAX: usize = 32768;
+/// Pieces (three for an entry with a pax header) that make a read worth its length.
+const ENOUGH: usize = 6;
+/// The largest piece that is looked for in the window.
+const WINDOW: usize = READ_MIN;
 
 /// A source with its length, read through a small window.
 pub(super) struct Window<'a, R: ?Sized> {
     source: &'a R,
     len: u64,
-    buf: Box<[u8; WINDOW]>,
+    buf: Box<[u8]>,
     start: u64,
     filled: usize,
+    /// Bytes that the next read takes.
+    read: usize,
+    /// Pieces that the last read served.
+    served: usize,
     /// The last piece that was longer than the window.
     large: Vec<u8>,
 }
@@ -98,9 +108,11 @@ impl<'a, R: ReadAt + ?Sized> Window<'a, R> {
         Ok(Self {
             source,
             len,
-            buf: Box::new([0; WINDOW]),
+            buf: vec![0; READ_MAX].into(),
             start: 0,
             filled: 0,
+            read: READ_MIN,
+            served: ENOUGH,
             large: Vec::new(),
         })
     }
@@ -127,11 +139,19 @@ impl<'a, R: ReadAt + ?Sized> Window<'a, R> {
             return Ok((n == len).then_some(&self.large));
         }
         if self.cached(offset, len).is_none() {
-            self.filled = 0;
-            self.filled = self.source.read_at(&mut *self.buf, offset)?;
+            if self.served > ENOUGH {
+                self.read = READ_MAX.min(self.read * 2);
+            } else if self.served < ENOUGH {
+                self.read = READ_MIN.max(self.read / 2);
+            }
+            (self.filled, self.served) = (0, 0);
+            let to = self.buf.get_mut(..self.read).unwrap_or_default();
+            let want = to.len();
+            self.filled = self.source.read_at(to, offset)?;
             self.start = offset;
-            self.learn(self.filled < WINDOW)?;
+            self.learn(self.filled < want)?;
         }
+        self.served += 1;
         Ok(self.cached(offset, len).and_then(|at| self.buf.get(at)))
     }
 

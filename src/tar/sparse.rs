@@ -165,7 +165,7 @@ impl PaxSparse {
     }
 
     /// The map of formats 0.0 and 0.1.
-    pub(super) fn take_map(&mut self) -> Result<Map, Problem> {
+    pub(super) fn take_map(mut self) -> Result<Map, Problem> {
         if self.offset.is_some() {
             return Err(Problem::Sparse("its last segment has no length"));
         }
