@@ -15,7 +15,7 @@ use std::process::Command;
 use proptest::prelude::*;
 use tarnfs::erofs::layout::{FOOTER_LEN, Footer, ROW_LEN, Row, SUPER_OFFSET, sb};
 use tarnfs::erofs::writer::{self, BlobSpec, WriteError};
-use tarnfs::index::tree::{Content, Extent, InodeId, ROOT};
+use tarnfs::index::tree::{Children, Content, Extent, InodeId, ROOT};
 use tarnfs::inode::{Kind, Time};
 
 mod erofs_support;
@@ -60,7 +60,7 @@ fn judge(builder: Builder) {
         };
         let parent = seen.inos[&InodeId(n as u32)] as u32;
         want.extend(children.iter().map(|(_, id)| Row {
-            nid: seen.inos[id] as u32,
+            nid: seen.inos[&id] as u32,
             parent,
         }));
     }
@@ -357,7 +357,7 @@ fn many_blobs() {
     let mut tree = Builder::new().tree;
     let mut specs = Vec::new();
     let mut paths = Vec::new();
-    let mut children = Vec::new();
+    let mut children = Children::default();
     for k in 0..200_u16 {
         let mut bytes: Vec<u8> = (0..700 + k).map(|n| (n ^ (k * 7)) as u8).collect();
         let size = bytes.len() as u64 - 512;
@@ -375,10 +375,9 @@ fn many_blobs() {
             blob: k,
             blob_offset: 512,
         }];
-        children.push((
-            format!("{k:03}").into_bytes().into(),
-            InodeId(tree.inodes.len() as u32),
-        ));
+        let id = InodeId(tree.inodes.len() as u32);
+        children.push(format!("{k:03}").as_bytes(), id);
+        let extents = extents.into();
         let mut file = inode(Content::File { size, extents });
         file.nlink = 1;
         tree.inodes.push(file);

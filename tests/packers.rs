@@ -252,7 +252,7 @@ fn compare(tar: &Path, dir: &Path, carries: Carries) -> usize {
                         .collect::<Vec<_>>()
                 );
                 for (name, id) in children {
-                    todo.push((path.join(std::ffi::OsStr::from_bytes(name)), *id));
+                    todo.push((path.join(std::ffi::OsStr::from_bytes(name)), id));
                 }
                 continue;
             }

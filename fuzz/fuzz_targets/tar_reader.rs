@@ -40,7 +40,7 @@ fn check(tar: &[u8]) {
         match &inode.content {
             Content::Dir { children, parent } => {
                 assert!((parent.0 as usize) < inodes.len());
-                assert!(children.windows(2).all(|w| w[0].0 < w[1].0));
+                assert!(children.iter().is_sorted_by(|a, b| a.0 < b.0));
                 for (name, id) in children {
                     tarnfs::name::check(name).expect("a valid name");
                     names[id.0 as usize] += 1;

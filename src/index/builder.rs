@@ -10,44 +10,35 @@
 //!
 //! What it never does: look at the tar's bytes, decide what a valid path is (`crate::tar` has).
 
+mod dirs;
 mod links;
+mod names;
 
 use std::collections::BTreeMap;
-use std::collections::btree_map::Entry as Place;
 
+use self::dirs::LastDir;
+use self::names::Names;
 use super::extents::{self, SidePlan};
 use super::misfit::{Fault, Misfit};
-use super::tree::{Content, Extent, Inode, InodeId, Tree};
-use crate::inode::{Kind, Runs, Time, Xattr};
+use super::tree::{Children, Content, Inode, InodeId as Id, ROOT, Tree};
+use crate::inode::{Runs, Time};
 use crate::tar::{Entry, EntryKind, Segment, printable};
 
 /// The most inodes an image may have: far beyond any image, and a bound on memory, since one
 /// entry can ask for two thousand missing parents.
 const INODES_MAX: usize = 8 << 20;
 
-type Id = usize;
-const ROOT: Id = 0;
-
+/// What is known of an inode only when all entries have come.
 #[derive(Debug)]
-enum Holds {
-    File {
-        size: u64,
-        extents: Vec<Extent>,
-    },
+enum Late {
+    /// A hard link to something that has not come yet; its inode is gone in the end.
+    Link(Pending),
     /// A file whose bytes have to be copied to the side blob, if it is still there in the end.
     Sparse {
-        size: u64,
         segments: Runs<Segment>,
+        /// Offset of the header that made it.
+        offset: u64,
     },
-    Dir {
-        children: BTreeMap<Box<[u8]>, Id>,
-        parent: Id,
-    },
-    Symlink(Box<[u8]>),
-    Device(Kind, u64),
-    Fifo,
-    /// A hard link to something that has not come yet.
-    Pending(Box<Pending>),
 }
 
 /// What a hard link says of itself.
@@ -56,43 +47,12 @@ struct Pending {
     path: Vec<u8>,
     target: Vec<u8>,
     data: Option<u64>,
-}
-
-#[derive(Debug)]
-struct Node {
-    holds: Holds,
-    perm: u16,
-    uid: u32,
-    gid: u32,
-    mtime: Time,
-    xattrs: Vec<Xattr>,
-    /// Names that lead here; 0 for what was replaced.
-    names: u32,
-    /// Offset of the header that made it.
     offset: u64,
-}
-
-impl Node {
-    fn missing_dir(parent: Id, offset: u64) -> Self {
-        Self {
-            holds: Holds::Dir {
-                children: BTreeMap::new(),
-                parent,
-            },
-            perm: 0o755,
-            uid: 0,
-            gid: 0,
-            mtime: Time::default(),
-            xattrs: Vec::new(),
-            names: 1,
-            offset,
-        }
-    }
 }
 
 /// What a path leads to.
 enum Found {
-    Node(Id),
+    Inode(Id),
     Nothing,
 }
 
@@ -108,9 +68,14 @@ pub struct Built {
 /// Takes entries and makes a [`Tree`].
 #[derive(Debug)]
 pub struct Builder {
-    nodes: Vec<Node>,
-    /// The directory of the last entry: most entries follow their siblings.
-    last_dir: (Vec<u8>, Id),
+    /// The inodes that there are, and those that were replaced, with a link count of 0. The
+    /// children of a directory are in the order of their coming.
+    inodes: Vec<Inode>,
+    names: Names,
+    late: BTreeMap<Id, Late>,
+    /// Whether an inode was replaced.
+    replaced: bool,
+    last_dir: LastDir,
 }
 
 impl Default for Builder {
@@ -124,64 +89,55 @@ impl Builder {
     #[must_use]
     pub fn new() -> Self {
         Self {
-            nodes: vec![Node::missing_dir(ROOT, 0)],
-            last_dir: (Vec::new(), ROOT),
+            inodes: vec![missing_dir(ROOT)],
+            names: Names::new(),
+            late: BTreeMap::new(),
+            replaced: false,
+            last_dir: LastDir::default(),
         }
     }
 
-    /// Applies the next entry of the tar.
+    /// Applies the next entry of the tar; takes what it keeps of it.
     ///
     /// # Errors
     /// [`Fault`] if there is no place for it.
-    pub fn add(&mut self, mut entry: Entry) -> Result<(), Fault> {
-        let path = std::mem::take(&mut entry.path);
-        let offset = entry.offset;
-        self.place(&path, entry).map_err(|misfit| Fault {
-            entry: shown(&path),
-            offset,
+    pub fn add(&mut self, entry: &mut Entry) -> Result<(), Fault> {
+        self.place(entry).map_err(|misfit| Fault {
+            entry: shown(&entry.path),
+            offset: entry.offset,
             misfit,
         })
     }
 
-    fn place(&mut self, path: &[u8], entry: Entry) -> Result<(), Misfit> {
-        let Entry {
-            offset,
-            kind,
-            perm,
-            uid,
-            gid,
-            mtime,
-            xattrs,
-            ..
-        } = entry;
+    fn place(&mut self, entry: &mut Entry) -> Result<(), Misfit> {
+        let path = &*entry.path;
         let Some((dir, name)) = split(path) else {
-            return match (kind, self.nodes.first_mut()) {
+            return match (&entry.kind, self.inodes.first_mut()) {
                 (EntryKind::Dir, Some(root)) => {
-                    (root.perm, root.uid, root.gid) = (perm, uid, gid);
-                    (root.mtime, root.xattrs, root.offset) = (mtime, xattrs, offset);
+                    told(root, entry);
                     Ok(())
                 }
                 _ => Err(Misfit::RootNotDirectory),
             };
         };
-        let parent = self.make_dir(dir, offset)?;
-        let holds = match kind {
+        let parent = self.make_dir(dir)?;
+        let mut late = None;
+        let content = match std::mem::take(&mut entry.kind) {
             EntryKind::Dir => {
                 let there = self.child(parent, name);
-                if let Some(node) = there.and_then(|id| self.nodes.get_mut(id))
-                    && matches!(node.holds, Holds::Dir { .. })
+                if let Some(inode) = there.and_then(|id| self.inode_mut(id))
+                    && matches!(inode.content, Content::Dir { .. })
                 {
-                    (node.perm, node.uid, node.gid) = (perm, uid, gid);
-                    (node.mtime, node.xattrs, node.offset) = (mtime, xattrs, offset);
+                    told(inode, entry);
                     return Ok(());
                 }
-                Holds::Dir {
-                    children: BTreeMap::new(),
+                Content::Dir {
+                    children: Children::default(),
                     parent,
                 }
             }
             EntryKind::HardLink { target, data } => match self.find(&target) {
-                Ok(Found::Node(id)) => {
+                Ok(Found::Inode(id)) => {
                     self.check_link(id, &target, data)?;
                     // Also a link to its own name: GNU tar writes it if a file is packed twice.
                     return if self.child(parent, name) == Some(id) {
@@ -195,119 +151,142 @@ impl Builder {
                     if target == path {
                         return Err(Misfit::LinkToItself);
                     }
-                    Holds::Pending(Box::new(Pending {
+                    late = Some(Late::Link(Pending {
                         path: path.to_vec(),
                         target,
                         data,
-                    }))
+                        offset: entry.offset,
+                    }));
+                    Content::Fifo
                 }
             },
-            EntryKind::File { size, segments } => match extents::in_tar(size, &segments) {
-                Some(extents) => Holds::File { size, extents },
-                None => Holds::Sparse { size, segments },
-            },
-            EntryKind::Symlink(target) => Holds::Symlink(target.into()),
-            EntryKind::Device(kind, number) => Holds::Device(kind, number),
-            EntryKind::Fifo => Holds::Fifo,
+            EntryKind::File { size, segments } => {
+                let extents = extents::in_tar(size, &segments);
+                if extents.is_none() {
+                    let offset = entry.offset;
+                    late = Some(Late::Sparse { segments, offset });
+                }
+                Content::File {
+                    size,
+                    extents: extents.unwrap_or_default(),
+                }
+            }
+            EntryKind::Symlink(target) => Content::Symlink(target.into()),
+            EntryKind::Device(kind, number) => Content::Device(kind, number),
+            EntryKind::Fifo => Content::Fifo,
         };
-        let id = self.push(Node {
-            holds,
-            perm,
-            uid,
-            gid,
-            mtime,
-            xattrs,
-            names: 0,
-            offset,
+        let is_dir = matches!(content, Content::Dir { .. });
+        let id = self.push(Inode {
+            content,
+            perm: entry.perm,
+            uid: entry.uid,
+            gid: entry.gid,
+            mtime: entry.mtime,
+            nlink: if is_dir { 2 } else { 0 },
+            xattrs: std::mem::take(&mut entry.xattrs),
         })?;
+        if let Some(late) = late {
+            self.late.insert(id, late);
+        }
         self.put(parent, name, id)
     }
 
-    fn push(&mut self, node: Node) -> Result<Id, Misfit> {
-        if self.nodes.len() >= INODES_MAX {
-            return Err(Misfit::Limit(
-                "the image has more than eight million inodes",
-            ));
-        }
-        self.nodes.push(node);
-        Ok(self.nodes.len() - 1)
+    fn inode(&self, id: Id) -> Option<&Inode> {
+        self.inodes.get(slot(id))
     }
 
-    fn name_added(&mut self, id: Id) -> Result<(), Misfit> {
-        if let Some(node) = self.nodes.get_mut(id) {
-            node.names = node
-                .names
-                .checked_add(1)
-                .ok_or(Misfit::Limit("an inode has more names than can be counted"))?;
+    fn inode_mut(&mut self, id: Id) -> Option<&mut Inode> {
+        self.inodes.get_mut(slot(id))
+    }
+
+    fn push(&mut self, inode: Inode) -> Result<Id, Misfit> {
+        let limit = Misfit::Limit("the image has more than eight million inodes");
+        match u32::try_from(self.inodes.len()) {
+            Ok(id) if self.inodes.len() < INODES_MAX => {
+                self.inodes.push(inode);
+                Ok(Id(id))
+            }
+            _ => Err(limit),
         }
-        Ok(())
     }
 
     fn child(&self, dir: Id, name: &[u8]) -> Option<Id> {
-        match &self.nodes.get(dir)?.holds {
-            Holds::Dir { children, .. } => children.get(name).copied(),
-            _ => None,
-        }
+        let children = &self.inode(dir)?.children()?;
+        let at = self.names.find(dir, name, children).ok()?;
+        children.at(at).map(|(_, id)| id)
     }
 
     /// Lets `name` in `parent` lead to `id`, in place of what it led to.
     fn put(&mut self, parent: Id, name: &[u8], id: Id) -> Result<(), Misfit> {
-        self.name_added(id)?;
-        let Some(Holds::Dir { children, .. }) = self.nodes.get_mut(parent).map(|n| &mut n.holds)
-        else {
+        let inode = self.inodes.get_mut(slot(id));
+        let mut subdirs = 0;
+        match inode {
+            Some(inode) if inode.children().is_some() => subdirs = 1,
+            Some(inode) => {
+                let limit = Misfit::Limit("an inode has more names than can be counted");
+                inode.nlink = inode.nlink.checked_add(1).ok_or(limit)?;
+            }
+            None => {}
+        }
+        let Some(dir) = self.inodes.get_mut(slot(parent)) else {
             return Ok(());
         };
-        // One search for what nearly all are: new names.
-        let old = match children.entry(name.into()) {
-            Place::Vacant(place) => {
-                place.insert(id);
+        dir.nlink = dir.nlink.saturating_add(subdirs);
+        let Some(children) = dir.children_mut() else {
+            return Ok(());
+        };
+        let at = match self.names.find(parent, name, children) {
+            Ok(at) => at,
+            Err(vacant) => {
+                self.names.add(vacant, children)?;
+                children.push(name, id);
                 return Ok(());
             }
-            Place::Occupied(mut place) => place.insert(id),
         };
-        if let Some(node) = self.nodes.get_mut(old) {
-            if let Holds::Dir { children, .. } = &node.holds {
-                // After a fault the builder is of no use; nothing is taken back.
-                if !children.is_empty() {
-                    return Err(Misfit::OverDirectory);
-                }
-                self.last_dir = (Vec::new(), ROOT);
+        let old = children.at(at).map(|(_, old)| old);
+        children.lead(at, id);
+        let Some(old) = old.and_then(|old| self.inodes.get_mut(slot(old))) else {
+            return Ok(());
+        };
+        match &old.content {
+            // After a fault the builder is of no use; nothing is taken back.
+            Content::Dir { children, .. } if !children.is_empty() => {
+                return Err(Misfit::OverDirectory);
             }
-            node.names = node.names.saturating_sub(1);
+            Content::Dir { .. } => {
+                old.nlink = 0;
+                self.last_dir = LastDir::default();
+                if let Some(dir) = self.inodes.get_mut(slot(parent)) {
+                    dir.nlink = dir.nlink.saturating_sub(1);
+                }
+            }
+            _ => old.nlink = old.nlink.saturating_sub(1),
         }
+        self.replaced = true;
         Ok(())
     }
 
     /// The directory `path`, made with all its parents where it is missing.
-    fn make_dir(&mut self, path: &[u8], offset: u64) -> Result<Id, Misfit> {
-        if self.last_dir.0 == path {
-            return Ok(self.last_dir.1);
-        }
-        let mut dir = ROOT;
-        for (name, so_far) in steps(path) {
+    fn make_dir(&mut self, path: &[u8]) -> Result<Id, Misfit> {
+        let mut dir = self.last_dir.enter(path);
+        for (name, so_far) in steps(path, self.last_dir.path.len()) {
             dir = match self.child(dir, name) {
                 Some(id) => self.must_be_dir(id, so_far)?,
                 None => {
-                    let id = self.push(Node::missing_dir(dir, offset))?;
-                    if let Some(Holds::Dir { children, .. }) =
-                        self.nodes.get_mut(dir).map(|n| &mut n.holds)
-                    {
-                        children.insert(name.into(), id);
-                    }
+                    let id = self.push(missing_dir(dir))?;
+                    self.put(dir, name, id)?;
                     id
                 }
             };
+            self.last_dir.step(so_far, dir);
         }
-        self.last_dir.0.clear();
-        self.last_dir.0.extend_from_slice(path);
-        self.last_dir.1 = dir;
         Ok(dir)
     }
 
     fn must_be_dir(&self, id: Id, path: &[u8]) -> Result<Id, Misfit> {
-        match self.nodes.get(id).map(|n| &n.holds) {
-            Some(Holds::Dir { .. }) => Ok(id),
-            Some(Holds::Symlink(_)) => Err(Misfit::ThroughSymlink(shown(path))),
+        match self.inode(id).map(|inode| &inode.content) {
+            Some(Content::Dir { .. }) => Ok(id),
+            Some(Content::Symlink(_)) => Err(Misfit::ThroughSymlink(shown(path))),
             _ => Err(Misfit::NotADirectory(shown(path))),
         }
     }
@@ -315,20 +294,16 @@ impl Builder {
     /// What `path` leads to now.
     fn find(&self, path: &[u8]) -> Result<Found, Misfit> {
         let Some((dir, name)) = split(path) else {
-            return Ok(Found::Node(ROOT));
+            return Ok(Found::Inode(ROOT));
         };
-        let mut at = ROOT;
-        if self.last_dir.0 == dir {
-            at = self.last_dir.1;
-        } else {
-            for (name, so_far) in steps(dir) {
-                at = match self.child(at, name) {
-                    Some(id) => self.must_be_dir(id, so_far)?,
-                    None => return Ok(Found::Nothing),
-                };
-            }
+        let (known, mut at) = self.last_dir.common(dir);
+        for (name, so_far) in steps(dir, known) {
+            at = match self.child(at, name) {
+                Some(id) => self.must_be_dir(id, so_far)?,
+                None => return Ok(Found::Nothing),
+            };
         }
-        Ok(self.child(at, name).map_or(Found::Nothing, Found::Node))
+        Ok(self.child(at, name).map_or(Found::Nothing, Found::Inode))
     }
 
     /// The tree of all entries.
@@ -337,75 +312,37 @@ impl Builder {
     /// [`Fault`] if a hard link leads nowhere, or a file is beyond what an index holds.
     pub fn finish(mut self) -> Result<Built, Fault> {
         let heads = self.resolve_links()?;
-        // Where each node that is still there goes in the tree.
-        let mut number = Vec::with_capacity(self.nodes.len());
-        let mut count = 0_u32;
-        for node in &self.nodes {
-            let lives = node.names > 0 && !matches!(node.holds, Holds::Pending(_));
-            number.push(lives.then_some(InodeId(count)));
-            count += u32::from(lives);
-        }
-        let lead = |id: Id| {
-            let id = heads.get(&id).copied().unwrap_or(id);
-            number.get(id).copied().flatten()
-        };
         let mut side = SidePlan::default();
-        for id in 0..self.nodes.len() {
-            let Some(node) = self.nodes.get(id).filter(|node| node.names > 0) else {
+        for (id, late) in std::mem::take(&mut self.late) {
+            let Late::Sparse { segments, offset } = late else {
                 continue;
             };
-            if let Holds::Sparse { size, segments } = &node.holds {
-                let extents = extents::aside(*size, segments, &mut side).map_err(|what| Fault {
-                    entry: self.path_of(id),
-                    offset: node.offset,
-                    misfit: Misfit::Limit(what),
-                })?;
-                let size = *size;
-                if let Some(node) = self.nodes.get_mut(id) {
-                    node.holds = Holds::File { size, extents };
-                }
+            let Some(Inode {
+                content: Content::File { size, .. },
+                nlink: 1..,
+                ..
+            }) = self.inode(id)
+            else {
+                continue;
+            };
+            let aside = extents::aside(*size, &segments, &mut side).map_err(|what| Fault {
+                entry: self.path_of(id),
+                offset,
+                misfit: Misfit::Limit(what),
+            })?;
+            if let Some(inode) = self.inode_mut(id)
+                && let Content::File { extents, .. } = &mut inode.content
+            {
+                *extents = aside;
             }
         }
-        let dirs: Vec<bool> = self
-            .nodes
-            .iter()
-            .map(|n| matches!(n.holds, Holds::Dir { .. }))
-            .collect();
-        // Each inode takes the place of its node in memory: an inode is the smaller of the two.
-        const { assert!(size_of::<Inode>() <= size_of::<Node>()) };
-        let inodes = self.nodes.into_iter().enumerate().filter_map(|(id, node)| {
-            number.get(id).copied().flatten()?;
-            let mut nlink = node.names;
-            let content = match node.holds {
-                Holds::File { size, extents } => Content::File { size, extents },
-                Holds::Dir { children, parent } => {
-                    let mut named = Vec::with_capacity(children.len());
-                    nlink = 2;
-                    for (name, id) in children {
-                        nlink = nlink.saturating_add(u32::from(dirs.get(id) == Some(&true)));
-                        named.extend(lead(id).map(|id| (name, id)));
-                    }
-                    Content::Dir {
-                        children: named,
-                        parent: lead(parent).unwrap_or(super::tree::ROOT),
-                    }
-                }
-                Holds::Symlink(target) => Content::Symlink(target),
-                Holds::Device(kind, number) => Content::Device(kind, number),
-                // The others have no number or are files by now; this arm keeps the match whole.
-                Holds::Fifo | Holds::Pending(_) | Holds::Sparse { .. } => Content::Fifo,
-            };
-            Some(Inode {
-                content,
-                perm: node.perm,
-                uid: node.uid,
-                gid: node.gid,
-                mtime: node.mtime,
-                nlink,
-                xattrs: node.xattrs,
-            })
-        });
-        let inodes = inodes.collect();
+        let mut inodes = self.inodes;
+        if self.replaced || !heads.is_empty() {
+            drop_replaced(&mut inodes, &heads);
+        }
+        for children in inodes.iter_mut().filter_map(Inode::children_mut) {
+            children.sort();
+        }
         Ok(Built {
             tree: Tree { inodes },
             side,
@@ -415,21 +352,74 @@ impl Builder {
     /// A path of `id`, printable. Slow; for errors.
     fn path_of(&self, id: Id) -> String {
         let mut names: Vec<&[u8]> = Vec::new();
-        let name_in = |dir: Id, child: Id| match &self.nodes.get(dir)?.holds {
-            Holds::Dir { children, .. } => children.iter().find(|(_, id)| **id == child),
-            _ => None,
+        let name_in = |dir: Id, child: Id| {
+            let mut children = self.inode(dir)?.children()?.iter();
+            children.find(|(_, id)| *id == child).map(|(name, _)| name)
         };
-        let first = (0..self.nodes.len()).find(|&dir| name_in(dir, id).is_some());
+        let mut dirs = (0..).map(Id).take(self.inodes.len());
+        let first = dirs.find(|&dir| name_in(dir, id).is_some());
         let (mut child, mut dir) = (id, first.unwrap_or(ROOT));
-        while let Some((name, _)) = name_in(dir, child) {
+        while let Some(name) = name_in(dir, child) {
             names.push(name);
-            let Some(Holds::Dir { parent, .. }) = self.nodes.get(dir).map(|n| &n.holds) else {
+            let Some(Content::Dir { parent, .. }) = self.inode(dir).map(|dir| &dir.content) else {
                 break;
             };
             (child, dir) = (dir, *parent);
         }
         names.reverse();
         shown(&names.join(&b'/'))
+    }
+}
+
+fn slot(id: Id) -> usize {
+    id.0 as usize
+}
+
+/// A directory that no entry has told of yet.
+fn missing_dir(parent: Id) -> Inode {
+    Inode {
+        content: Content::Dir {
+            children: Children::default(),
+            parent,
+        },
+        perm: 0o755,
+        uid: 0,
+        gid: 0,
+        mtime: Time::default(),
+        nlink: 2,
+        xattrs: Vec::new(),
+    }
+}
+
+/// Gives a directory that is there the attributes of its `entry`.
+fn told(dir: &mut Inode, entry: &mut Entry) {
+    (dir.perm, dir.uid, dir.gid) = (entry.perm, entry.uid, entry.gid);
+    dir.mtime = entry.mtime;
+    dir.xattrs = std::mem::take(&mut entry.xattrs);
+}
+
+/// Removes what was replaced and the hard links in `heads`, which lead to their targets from then
+/// on; the others keep their order.
+fn drop_replaced(inodes: &mut Vec<Inode>, heads: &BTreeMap<Id, Id>) {
+    let mut number = Vec::with_capacity(inodes.len());
+    let mut count = 0;
+    for (id, inode) in (0..).zip(inodes.iter()) {
+        let lives = inode.nlink > 0 && !heads.contains_key(&Id(id));
+        number.push(lives.then_some(Id(count)));
+        count += u32::from(lives);
+    }
+    let lead = |id: Id| {
+        let id = heads.get(&id).copied().unwrap_or(id);
+        number.get(slot(id)).copied().flatten()
+    };
+    let mut lives = number.iter();
+    inodes.retain(|_| lives.next().is_some_and(Option::is_some));
+    for inode in inodes {
+        if let Content::Dir { children, parent } = &mut inode.content {
+            *parent = lead(*parent).unwrap_or(ROOT);
+            let led = |(name, id)| Some((name, lead(id)?));
+            *children = children.iter().filter_map(led).collect();
+        }
     }
 }
 
@@ -452,10 +442,12 @@ fn split(path: &[u8]) -> Option<(&[u8], &[u8])> {
     }
 }
 
-/// Each name of a path, with the path that ends in it.
-fn steps(path: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
-    let mut end = 0;
-    path.split(|&b| b == b'/')
+/// Each name of a path behind its first `from` bytes, which are a path too, with the path that
+/// ends in it.
+fn steps(path: &[u8], from: usize) -> impl Iterator<Item = (&[u8], &[u8])> {
+    let mut end = from + usize::from(from > 0);
+    let rest = path.get(end..).unwrap_or_default();
+    rest.split(|&b| b == b'/')
         .filter(|name| !name.is_empty())
         .map(move |name| {
             let so_far = path.get(..end + name.len()).unwrap_or_default();

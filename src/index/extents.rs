@@ -5,6 +5,7 @@
 //! data is worth, is copied whole, holes as holes, into the side blob (blob 1).
 
 use super::tree::Extent;
+use crate::inode::Runs;
 use crate::tar::{BLOCK, Segment};
 
 /// The blob that is the tar.
@@ -43,7 +44,7 @@ pub struct SidePlan {
 }
 
 /// The extents of a file of `size` bytes with `segments` in the tar, where they can stay there.
-pub(super) fn in_tar(size: u64, segments: &[Segment]) -> Option<Vec<Extent>> {
+pub(super) fn in_tar(size: u64, segments: &[Segment]) -> Option<Runs<Extent>> {
     fits(size, segments).then(|| {
         segments
             .iter()
@@ -62,7 +63,7 @@ pub(super) fn aside(
     size: u64,
     segments: &[Segment],
     side: &mut SidePlan,
-) -> Result<Vec<Extent>, &'static str> {
+) -> Result<Runs<Extent>, &'static str> {
     let start = side.len;
     let end = start
         .checked_add(size)
@@ -79,12 +80,12 @@ pub(super) fn aside(
         });
     }
     side.len = end;
-    Ok(vec![Extent {
+    Ok(Runs::One(Extent {
         offset: 0,
         len: size,
         blob: SIDE_BLOB,
         blob_offset: start,
-    }])
+    }))
 }
 
 /// Whether chunks can map the segments where they are, at a fair price.
@@ -119,7 +120,7 @@ mod tests {
         size: u64,
         segments: &[Segment],
         side: &mut SidePlan,
-    ) -> Result<Vec<Extent>, &'static str> {
+    ) -> Result<Runs<Extent>, &'static str> {
         in_tar(size, segments).map_or_else(|| aside(size, segments, side), Ok)
     }
 
@@ -131,7 +132,7 @@ mod tests {
         }
     }
 
-    fn lay(size: u64, segments: &[Segment]) -> (Vec<Extent>, SidePlan) {
+    fn lay(size: u64, segments: &[Segment]) -> (Runs<Extent>, SidePlan) {
         let mut side = SidePlan {
             len: 4096,
             copies: vec![],
@@ -165,7 +166,7 @@ mod tests {
         ] {
             let (extents, side) = lay(size, &segments);
             assert_eq!(
-                extents,
+                extents[..],
                 [Extent {
                     offset: 0,
                     len: size,

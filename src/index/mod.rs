@@ -16,7 +16,7 @@ use std::os::unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
 use crate::erofs::writer::{self, BlobSpec, WriteError};
-use crate::tar::{Problem, ReadAt, Reader, Stream, TarError};
+use crate::tar::{Entry, Problem, ReadAt, Reader, Stream, TarError};
 use builder::Builder;
 use extents::{SideCopy, SidePlan};
 use misfit::Misfit;
@@ -147,8 +147,9 @@ pub fn scan_source<R: ReadAt + ?Sized>(
     let mut reader = Reader::new(tar, path)?;
     let mut builder = Builder::new();
     let mut entries = 0_u64;
-    while let Some(entry) = reader.next_entry()? {
-        builder.add(entry).map_err(misfit)?;
+    let mut entry = Entry::default();
+    while reader.read_entry(&mut entry)? {
+        builder.add(&mut entry).map_err(misfit)?;
         entries += 1;
         if entries.is_multiple_of(REPORT_EVERY) {
             progress.at(reader.position(), reader.tar_len());

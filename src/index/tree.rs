@@ -4,7 +4,9 @@
 //! [`crate::erofs::writer`]: one root directory, children sorted by name (bytewise), link counts
 //! right, no cycle.
 
-use crate::inode::{Kind, Time, Xattr};
+use std::fmt;
+
+use crate::inode::{Kind, Runs, Time, Xattr};
 
 /// Position of an inode in its [`Tree`]. The root is 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -34,12 +36,12 @@ pub enum Content {
         /// Length in bytes.
         size: u64,
         /// Where the bytes are.
-        extents: Vec<Extent>,
+        extents: Runs<Extent>,
     },
     /// Directory: children sorted by name, without `.` and `..`.
     Dir {
         /// Names (each valid as a [`crate::name::Name`]) and what they lead to.
-        children: Vec<(Box<[u8]>, InodeId)>,
+        children: Children,
         /// The directory that holds this one; the root's is the root.
         parent: InodeId,
     },
@@ -73,9 +75,132 @@ pub struct Inode {
     pub xattrs: Vec<Xattr>,
 }
 
+impl Inode {
+    /// A directory's children.
+    #[must_use]
+    pub fn children(&self) -> Option<&Children> {
+        match &self.content {
+            Content::Dir { children, .. } => Some(children),
+            _ => None,
+        }
+    }
+
+    /// [`Self::children`], to be changed.
+    pub fn children_mut(&mut self) -> Option<&mut Children> {
+        match &mut self.content {
+            Content::Dir { children, .. } => Some(children),
+            _ => None,
+        }
+    }
+}
+
 /// The whole tree: inodes by [`InodeId`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tree {
     /// All inodes; `inodes[0]` is the root directory.
     pub inodes: Vec<Inode>,
+}
+
+/// The children of a directory: names and what they lead to. All of them lie in one piece of
+/// memory, since a tree has as many names as inodes: for each the inode's number, the length of
+/// its name, its name.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Children {
+    bytes: Vec<u8>,
+}
+
+/// What stands before a name.
+const HEAD_LEN: usize = 6;
+
+impl Children {
+    /// Adds a child. Bytes of its name beyond 65,535, which no directory takes, are cut off.
+    pub fn push(&mut self, name: &[u8], id: InodeId) {
+        let len = u16::try_from(name.len()).unwrap_or(u16::MAX);
+        let name = name.get(..len.into()).unwrap_or(name);
+        self.bytes.reserve(HEAD_LEN + name.len());
+        self.bytes.extend_from_slice(&id.0.to_le_bytes());
+        self.bytes.extend_from_slice(&len.to_le_bytes());
+        self.bytes.extend_from_slice(name);
+    }
+
+    /// Each child in its order.
+    #[must_use]
+    pub fn iter(&self) -> Iter<'_> {
+        Iter(&self.bytes)
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    /// Sorts them by their names.
+    pub fn sort(&mut self) {
+        if self.iter().is_sorted_by_key(|(name, _)| name) {
+            return;
+        }
+        let mut all: Vec<_> = self.iter().collect();
+        all.sort_unstable();
+        *self = all.into_iter().collect();
+    }
+
+    /// Where the next child goes, for [`Self::at`]; `None` beyond 4 GiB of children.
+    pub(super) fn end(&self) -> Option<u32> {
+        u32::try_from(self.bytes.len()).ok()
+    }
+
+    /// The child that begins at `at`.
+    pub(super) fn at(&self, at: u32) -> Option<(&[u8], InodeId)> {
+        Iter(self.bytes.get(usize::try_from(at).ok()?..)?).next()
+    }
+
+    /// Lets the child that begins at `at` lead to `id`.
+    pub(super) fn lead(&mut self, at: u32, id: InodeId) {
+        let child = usize::try_from(at)
+            .ok()
+            .and_then(|at| self.bytes.get_mut(at..));
+        if let Some(to) = child.and_then(|child| child.first_chunk_mut()) {
+            *to = id.0.to_le_bytes();
+        }
+    }
+}
+
+/// The children of a directory one by one.
+#[derive(Clone)]
+pub struct Iter<'a>(&'a [u8]);
+
+impl<'a> Iterator for Iter<'a> {
+    type Item = (&'a [u8], InodeId);
+    fn next(&mut self) -> Option<Self::Item> {
+        let (&[a, b, c, d, e, f], rest) = self.0.split_first_chunk::<HEAD_LEN>()?;
+        let (name, rest) = rest.split_at_checked(u16::from_le_bytes([e, f]).into())?;
+        self.0 = rest;
+        Some((name, InodeId(u32::from_le_bytes([a, b, c, d]))))
+    }
+}
+
+impl<'a> IntoIterator for &'a Children {
+    type Item = (&'a [u8], InodeId);
+    type IntoIter = Iter<'a>;
+    fn into_iter(self) -> Iter<'a> {
+        self.iter()
+    }
+}
+
+impl<N: AsRef<[u8]>> FromIterator<(N, InodeId)> for Children {
+    fn from_iter<I: IntoIterator<Item = (N, InodeId)>>(children: I) -> Self {
+        let mut this = Self::default();
+        for (name, id) in children {
+            this.push(name.as_ref(), id);
+        }
+        this
+    }
+}
+
+impl fmt::Debug for Children {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let shown = |(name, id): (&[u8], InodeId)| (name.escape_ascii().to_string(), id);
+        f.debug_map().entries(self.iter().map(shown)).finish()
+    }
 }

@@ -25,7 +25,7 @@ pub(crate) fn tree() -> Tree {
     let dir = |children: &[(&str, u32)], parent, nlink| {
         let children = children
             .iter()
-            .map(|(n, i)| (n.as_bytes().into(), InodeId(*i)))
+            .map(|(n, i)| (n.as_bytes(), InodeId(*i)))
             .collect();
         inode(
             Content::Dir {
@@ -35,7 +35,10 @@ pub(crate) fn tree() -> Tree {
             nlink,
         )
     };
-    let file = |size, extents| inode(Content::File { size, extents }, 1);
+    let file = |size, extents: Vec<_>| {
+        let extents = extents.into();
+        inode(Content::File { size, extents }, 1)
+    };
     let extent = |offset, len, blob_offset| TreeExtent {
         offset,
         len,
@@ -56,7 +59,7 @@ pub(crate) fn tree() -> Tree {
         inode(
             Content::File {
                 size: 0,
-                extents: Vec::new(),
+                extents: Default::default(),
             },
             2,
         ),

@@ -17,7 +17,7 @@ use crate::inode::Time;
 fn empty_image(tar: &TarFile, out: &Outputs<'_>) -> Result<Counts, StoreError> {
     let root = Inode {
         content: Content::Dir {
-            children: Vec::new(),
+            children: Default::default(),
             parent: crate::index::tree::ROOT,
         },
         perm: 0o755,

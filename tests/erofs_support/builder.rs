@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
 use tarnfs::erofs::writer::{self, BlobSpec, Summary, WriteError};
-use tarnfs::index::tree::{Content, Extent, Inode, InodeId, ROOT, Tree};
+use tarnfs::index::tree::{Children, Content, Extent, Inode, InodeId, ROOT, Tree};
 use tarnfs::inode::{Time, Xattr};
 
 /// The time of everything that is given no other.
@@ -61,7 +61,7 @@ impl Builder {
         let dir = tempfile::tempdir().unwrap();
         let blob = File::create_new(dir.path().join("blob.tar")).unwrap();
         let root = inode(Content::Dir {
-            children: Vec::new(),
+            children: Children::default(),
             parent: ROOT,
         });
         // A first block that belongs to no file, as a tar's first header.
@@ -102,7 +102,7 @@ impl Builder {
         let Content::Dir { children, .. } = &mut self.at(parent).content else {
             panic!("the parent is no directory")
         };
-        children.push((name.as_ref().into(), id));
+        children.push(name.as_ref(), id);
         self.at(id).nlink += 1;
     }
 
@@ -111,7 +111,7 @@ impl Builder {
             parent,
             name,
             Content::Dir {
-                children: Vec::new(),
+                children: Children::default(),
                 parent,
             },
         );
@@ -166,6 +166,7 @@ impl Builder {
                 blob_offset,
             });
         }
+        let extents = extents.into();
         self.add(parent, name, Content::File { size, extents })
     }
 

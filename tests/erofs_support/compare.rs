@@ -64,8 +64,7 @@ pub(crate) fn compare(tree: &Tree, root: OwnedFd, blob: &File) -> Seen {
                 let dir = rustix::fs::openat(&*at, name.as_slice(), flags, Mode::empty())
                     .unwrap_or_else(|e| panic!("open {shown}: {e}"));
                 let listed = listing(&dir);
-                let mut want: Vec<(&[u8], InodeId)> =
-                    children.iter().map(|(name, id)| (&**name, *id)).collect();
+                let mut want: Vec<(&[u8], InodeId)> = children.iter().collect();
                 want.extend([(&b"."[..], id), (b"..", *parent)]);
                 want.sort();
                 assert_eq!(listed.len(), want.len(), "entries of {shown}");
@@ -83,9 +82,9 @@ pub(crate) fn compare(tree: &Tree, root: OwnedFd, blob: &File) -> Seen {
                 let dir = Rc::new(dir);
                 for (name, child) in children {
                     absent(&dir, name);
-                    todo.push((Rc::clone(&dir), name.to_vec(), *child));
+                    todo.push((Rc::clone(&dir), name.to_vec(), child));
                 }
-                seen.dirents += children.len() as u64;
+                seen.dirents += children.iter().count() as u64;
             }
             Content::File { size, extents } => {
                 let flags = OFlags::RDONLY | OFlags::CLOEXEC;

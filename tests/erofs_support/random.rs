@@ -90,7 +90,7 @@ pub(crate) fn apply(b: &mut Builder, ops: &[Op]) {
     for op in ops {
         let parent = dirs[op.parent % dirs.len()];
         if let Content::Dir { children, .. } = &b.at(parent).content
-            && children.iter().any(|(name, _)| **name == *op.name)
+            && children.iter().any(|(name, _)| *name == *op.name)
         {
             continue;
         }

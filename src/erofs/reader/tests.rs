@@ -17,13 +17,10 @@ fn image() -> Vec<u8> {
         nlink,
         xattrs: Vec::new(),
     };
-    let children = vec![
-        (b"alpha"[..].into(), InodeId(1)),
-        (b"gamma"[..].into(), InodeId(1)),
-    ];
+    let children = [("alpha", InodeId(1)), ("gamma", InodeId(1))];
     let root = inode(
         Content::Dir {
-            children,
+            children: children.into_iter().collect(),
             parent: ROOT,
         },
         2,

@@ -1,11 +1,8 @@
 //! The data of a directory: blocks of 512 bytes, entries first, then their names.
 
 use crate::erofs::layout::{BLOCK, BLOCK_LEN, DIRENT_LEN, RawDirent};
-use crate::index::tree::InodeId;
+use crate::index::tree::{Children, InodeId};
 use crate::name;
-
-/// The children as a directory lists them.
-pub(super) type Children = [(Box<[u8]>, InodeId)];
 
 /// The entries of a directory in the order on disk: bytewise over all, `.` and `..` among them
 /// (a name may begin with a byte below `.`), since the kernel searches by halving over all
@@ -15,15 +12,15 @@ pub(super) fn entries(
     parent: InodeId,
     children: &Children,
 ) -> impl Iterator<Item = (&[u8], InodeId)> {
-    let before = |dots: &[u8]| children.partition_point(|(name, _)| **name < *dots);
-    let (head, rest) = children.split_at(before(b"."));
-    let (middle, tail) = rest.split_at(before(b"..") - head.len());
-    head.iter()
-        .map(|(name, id)| (&**name, *id))
-        .chain([(&b"."[..], own)])
-        .chain(middle.iter().map(|(name, id)| (&**name, *id)))
-        .chain([(&b".."[..], parent)])
-        .chain(tail.iter().map(|(name, id)| (&**name, *id)))
+    let mut children = children.iter().peekable();
+    let mut dots = [(&b"."[..], own), (&b".."[..], parent)]
+        .into_iter()
+        .peekable();
+    std::iter::from_fn(move || match (children.peek(), dots.peek()) {
+        (Some((name, _)), Some((dots, _))) if name < dots => children.next(),
+        (_, Some(_)) => dots.next(),
+        (_, None) => children.next(),
+    })
 }
 
 /// Checks that the names are valid and strictly rising.
@@ -31,7 +28,7 @@ pub(super) fn check(children: &Children) -> Result<(), &'static str> {
     let mut before: &[u8] = b"";
     for (name, _) in children {
         name::check(name).map_err(|_| "a name that no directory can hold")?;
-        if **name <= *before {
+        if name <= before {
             return Err("the names of a directory are not sorted, or one occurs twice");
         }
         before = name;
@@ -111,11 +108,8 @@ fn flush(block: &mut Vec<(&[u8], u64, u8)>, out: &mut Vec<u8>) -> Option<()> {
 mod tests {
     use super::*;
 
-    fn children(names: &[&[u8]]) -> Vec<(Box<[u8]>, InodeId)> {
-        names
-            .iter()
-            .map(|&name| (name.into(), InodeId(9)))
-            .collect()
+    fn children(names: &[&[u8]]) -> Children {
+        names.iter().map(|&name| (name, InodeId(9))).collect()
     }
 
     fn listed(names: &[&[u8]]) -> Vec<Vec<u8>> {

@@ -103,10 +103,10 @@ impl<'t> Plan<'t> {
             };
             for (name, id) in children {
                 let is_dir = this
-                    .child(tree, blobs, &mut space, dir, *id)
+                    .child(tree, blobs, &mut space, dir, id)
                     .map_err(|fault| named(fault, tree, dir, name))?;
                 if is_dir {
-                    queue.push_back(*id);
+                    queue.push_back(id);
                 }
             }
         }
@@ -351,7 +351,7 @@ fn named(fault: Fault, tree: &Tree, dir: InodeId, name: &[u8]) -> WriteError {
             tree.inodes.get(slot(parent)).map(|inode| &inode.content)
         {
             let own = children.iter().find(|(_, id)| *id == at);
-            names.extend(own.map(|(name, _)| &**name));
+            names.extend(own.map(|(name, _)| name));
         }
         at = parent;
     }

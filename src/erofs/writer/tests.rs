@@ -22,7 +22,7 @@ fn inode(content: Content) -> Inode {
 fn dir(parent: u32, children: &[(&[u8], u32)]) -> Inode {
     let children = children
         .iter()
-        .map(|&(name, id)| (name.into(), InodeId(id)))
+        .map(|&(name, id)| (name, InodeId(id)))
         .collect();
     inode(Content::Dir {
         children,
@@ -33,7 +33,7 @@ fn dir(parent: u32, children: &[(&[u8], u32)]) -> Inode {
 fn file(size: u64, extents: &[Extent]) -> Inode {
     inode(Content::File {
         size,
-        extents: extents.to_vec(),
+        extents: extents.to_vec().into(),
     })
 }
 

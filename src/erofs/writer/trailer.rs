@@ -47,7 +47,7 @@ fn rows(tree: &Tree, plan: &Plan<'_>) -> Result<Vec<Row>, WriteError> {
             continue;
         }
         for (_, id) in children {
-            let nid = plan.placed(*id).ok_or_else(changed)?.nid;
+            let nid = plan.placed(id).ok_or_else(changed)?.nid;
             rows.push(Row {
                 nid,
                 parent: placed.nid,

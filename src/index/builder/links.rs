@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Builder, Fault, Found, Holds, Id, Misfit, Node, Pending, shown};
+use super::{Builder, Content, Fault, Found, Id, Late, Misfit, Pending, shown};
 
 impl Builder {
     /// Checks that a hard link may lead to `id`, and carries no other content than it has.
@@ -13,24 +13,22 @@ impl Builder {
         data: Option<u64>,
     ) -> Result<(), Misfit> {
         let target = || shown(target);
-        match (self.nodes.get(id).map(|n| &n.holds), data) {
-            (Some(Holds::Dir { .. }), _) => Err(Misfit::LinkToDirectory(target())),
-            (Some(Holds::File { size, .. } | Holds::Sparse { size, .. }), Some(carried))
-                if carried != *size =>
-            {
-                Err(Misfit::LinkContent {
-                    target: target(),
-                    carried,
-                    size: *size,
-                })
-            }
-            (Some(Holds::File { .. } | Holds::Sparse { .. } | Holds::Pending(_)) | None, _)
-            | (_, None) => Ok(()),
-            (Some(_), Some(carried)) => Err(Misfit::LinkContent {
+        let differs = |carried, size| {
+            Err(Misfit::LinkContent {
                 target: target(),
                 carried,
-                size: 0,
-            }),
+                size,
+            })
+        };
+        match (self.inode(id).map(|inode| &inode.content), data) {
+            (Some(Content::Dir { .. }), _) => Err(Misfit::LinkToDirectory(target())),
+            (Some(Content::File { size, .. }), Some(carried)) if carried != *size => {
+                differs(carried, *size)
+            }
+            (Some(Content::File { .. }) | None, _) | (_, None) => Ok(()),
+            // What a link that waits leads to is not known yet.
+            (Some(_), _) if matches!(self.late.get(&id), Some(Late::Link(_))) => Ok(()),
+            (Some(_), Some(carried)) => differs(carried, 0),
         }
     }
 
@@ -38,12 +36,13 @@ impl Builder {
     /// and counts the names there.
     pub(super) fn resolve_links(&mut self) -> Result<BTreeMap<Id, Id>, Fault> {
         let mut heads = BTreeMap::new();
-        let pending: Vec<Id> = (0..self.nodes.len())
-            .filter(|&id| {
-                self.nodes
-                    .get(id)
-                    .is_some_and(|n| n.names > 0 && matches!(n.holds, Holds::Pending(_)))
-            })
+        let lives = |id: Id| self.inode(id).is_some_and(|inode| inode.nlink > 0);
+        let waits = |late: &Late| matches!(late, Late::Link(_));
+        let pending: Vec<Id> = self
+            .late
+            .iter()
+            .filter(|&(&id, late)| waits(late) && lives(id))
+            .map(|(&id, _)| id)
             .collect();
         for &first in &pending {
             let mut chain = Vec::new();
@@ -52,20 +51,21 @@ impl Builder {
                 if let Some(&head) = heads.get(&at) {
                     break head;
                 }
-                let Some(Holds::Pending(link)) = self.nodes.get(at).map(|n| &n.holds) else {
+                let Some(Late::Link(link)) = self.late.get(&at) else {
                     break at;
                 };
-                let Pending { path, target, .. } = &**link;
                 let fail = |misfit| Fault {
-                    entry: shown(path),
-                    offset: self.nodes.get(at).map_or(0, |n| n.offset),
+                    entry: shown(&link.path),
+                    offset: link.offset,
                     misfit,
                 };
-                let next = match self.find(target) {
-                    Ok(Found::Node(next)) => next,
-                    Ok(Found::Nothing) => return Err(fail(Misfit::LinkToNothing(shown(target)))),
+                let next = match self.find(&link.target) {
+                    Ok(Found::Inode(next)) => next,
+                    Ok(Found::Nothing) => {
+                        return Err(fail(Misfit::LinkToNothing(shown(&link.target))));
+                    }
                     Err(misfit) => {
-                        let (target, misfit) = (shown(target), Box::new(misfit));
+                        let (target, misfit) = (shown(&link.target), Box::new(misfit));
                         return Err(fail(Misfit::LinkTarget { target, misfit }));
                     }
                 };
@@ -75,18 +75,18 @@ impl Builder {
                 }
                 // A chain longer than there are links has come around.
                 if chain.len() > pending.len() {
-                    return Err(fail(Misfit::LinkCycle(shown(target))));
+                    return Err(fail(Misfit::LinkCycle(shown(&link.target))));
                 }
                 at = next;
             };
             for link in chain {
-                if let Some(Node {
-                    holds: Holds::Pending(pending),
+                if let Some(Late::Link(Pending {
+                    path,
+                    target,
+                    data,
                     offset,
-                    ..
-                }) = self.nodes.get(link)
+                })) = self.late.get(&link)
                 {
-                    let Pending { path, target, data } = &**pending;
                     self.check_link(head, target, *data)
                         .map_err(|misfit| Fault {
                             entry: shown(path),
@@ -98,9 +98,9 @@ impl Builder {
             }
         }
         for (&link, &head) in &heads {
-            let names = self.nodes.get(link).map_or(0, |n| n.names);
-            if let Some(node) = self.nodes.get_mut(head) {
-                node.names = node.names.saturating_add(names);
+            let names = self.inode(link).map_or(0, |inode| inode.nlink);
+            if let Some(inode) = self.inode_mut(head) {
+                inode.nlink = inode.nlink.saturating_add(names);
             }
         }
         Ok(heads)

@@ -1,4 +1,5 @@
 use super::super::extents::SideCopy;
+use super::super::tree::InodeId;
 use super::*;
 use crate::index::scan_source;
 use crate::tar::testing::{Raw, Tar};
@@ -29,11 +30,11 @@ fn check(tree: &Tree) {
     let mut names = vec![0_u32; tree.inodes.len()];
     for (i, inode) in tree.inodes.iter().enumerate() {
         if let Content::Dir { children, parent } = &inode.content {
-            assert!(children.windows(2).all(|w| w[0].0 < w[1].0));
+            assert!(children.iter().is_sorted_by(|a, b| a.0 < b.0));
             let is_dir =
                 |id: InodeId| matches!(tree.inodes[id.0 as usize].content, Content::Dir { .. });
             assert!(is_dir(*parent));
-            let subdirs = children.iter().filter(|(_, id)| is_dir(*id)).count();
+            let subdirs = children.iter().filter(|&(_, id)| is_dir(id)).count();
             assert_eq!(inode.nlink as usize, 2 + subdirs);
             for (_, id) in children {
                 names[id.0 as usize] += 1;
@@ -59,7 +60,7 @@ fn get<'a>(tree: &'a Tree, path: &str) -> (InodeId, &'a Inode) {
         };
         id = children
             .iter()
-            .find(|(n, _)| &**n == name.as_bytes())
+            .find(|(n, _)| *n == name.as_bytes())
             .expect(path)
             .1;
     }
@@ -347,11 +348,11 @@ fn large_directories_are_not_quadratic() {
         } else {
             format!("dir/{i:07}")
         };
-        builder.add(entry(name, kind)).unwrap();
+        builder.add(&mut entry(name, kind)).unwrap();
     }
     for i in (0..200_000).step_by(2) {
         builder
-            .add(entry(format!("dir/{i:07}"), EntryKind::Fifo))
+            .add(&mut entry(format!("dir/{i:07}"), EntryKind::Fifo))
             .unwrap();
     }
     let tree = builder.finish().unwrap().tree;

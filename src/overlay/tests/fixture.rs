@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 use crate::erofs::writer::{self, BlobSpec};
-use crate::index::tree::{Content, Extent, Inode, InodeId, ROOT, Tree};
+use crate::index::tree::{Children, Content, Extent, Inode, InodeId, ROOT, Tree};
 use crate::inode::{Attr, Time, Xattr};
 use crate::lower::{BlobFile, FileIdentity, Lower};
 use crate::name::Name;
@@ -69,7 +69,7 @@ impl Builder {
         let Content::Dir { children, .. } = &mut self.tree.inodes[parent.0 as usize].content else {
             panic!("no directory");
         };
-        children.push((name.as_bytes().into(), id));
+        children.push(name.as_bytes(), id);
         children.sort();
     }
 
@@ -78,7 +78,7 @@ impl Builder {
             parent,
             name,
             Content::Dir {
-                children: Vec::new(),
+                children: Children::default(),
                 parent,
             },
             0o755,
@@ -128,7 +128,7 @@ pub(super) fn big() -> Vec<u8> {
 /// /suid, /sym -> a/x, /holes (sparse).
 fn image() -> (Tree, Vec<u8>) {
     let content = Content::Dir {
-        children: Vec::new(),
+        children: Children::default(),
         parent: ROOT,
     };
     let root = Inode {
@@ -178,7 +178,7 @@ fn image() -> (Tree, Vec<u8>) {
         "holes",
         Content::File {
             size: 2 << 20,
-            extents,
+            extents: extents.into(),
         },
         0o644,
     );
