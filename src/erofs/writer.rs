@@ -1,15 +1,15 @@
 //! Writes the index of a [`Tree`] as an EROFS image with tarnfs' trailer.
 //!
-//! Two passes: [`plan`] gives every inode its place, breadth first, and this file then fills one
-//! buffer of the final length. Deterministic: the same tree and blobs give the same bytes.
-//! Inodes that no directory names are left out. Memory: the image itself and some 20 bytes for
-//! each inode and directory entry. Recursion: none, whatever the depth of the tree.
+//! One walk through the tree: [`body`] gives every inode its place, breadth first, and fills one
+//! buffer. Deterministic: the same tree and blobs give the same bytes. Inodes that no directory
+//! names are left out. Memory: the image itself and some 20 bytes for each inode and directory
+//! entry. Recursion: none, whatever the depth of the tree.
 //!
 //! Never here: file contents. An index holds directories, link targets and attributes only.
 
+mod body;
 mod chunks;
 mod dirs;
-mod plan;
 mod space;
 mod trailer;
 mod xattrs;
@@ -18,16 +18,14 @@ use std::io::{self, Write};
 
 use sha2::{Digest, Sha256};
 
+use self::body::Body;
 pub use self::chunks::{ChunkPlan, MAX_CHUNKS, Unfit, plan as plan_chunks};
-use self::plan::{Placed, Plan};
 use super::layout::{
-    self, BLOCK, BLOCK_BITS, BLOCK_LEN, CHUNK_INDEX_LEN, COMPAT_MTIME, COMPAT_SB_CHKSUM,
-    DEVICE_SLOT_LEN, DEVICE_TABLE_SLOT, DataLayout, DeviceSlot, INCOMPAT_ALL, INODE_COMPACT_LEN,
-    INODE_EXTENDED_LEN, RawInode, SUPER_OFFSET, SuperBlock, align_up, chunk_format, file_type,
-    nid_to_offset, put, super_checksum, xattr_icount,
+    self, BLOCK, BLOCK_BITS, COMPAT_MTIME, COMPAT_SB_CHKSUM, DEVICE_SLOT_LEN, DEVICE_TABLE_SLOT,
+    DeviceSlot, INCOMPAT_ALL, SUPER_OFFSET, SuperBlock, put, super_checksum,
 };
-use crate::index::tree::{Content, Inode, InodeId, ROOT, Tree};
-use crate::inode::Kind;
+use crate::index::tree::{Content, Tree};
+use crate::inode::{Kind, Time};
 
 /// A blob (external device) that the index refers to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -78,47 +76,71 @@ pub enum WriteError {
 /// [`WriteError::Io`].
 pub fn write(tree: &Tree, blobs: &[BlobSpec], out: &mut dyn Write) -> Result<Summary, WriteError> {
     let devices = device_table(blobs)?;
-    let plan = Plan::new(tree, blobs)?;
-    let len = usize::try_from(plan.image_len)
-        .map_err(|_| limit("/", "the index does not fit in this machine's memory"))?;
-    let mut image = Image(vec![0; len]);
-
-    image.put(
-        u64::from(DEVICE_TABLE_SLOT) * DEVICE_SLOT_LEN as u64,
-        &devices,
-    )?;
-    image.put(plan.shared_at, plan.xattrs.shared())?;
-    let mut scratch = Vec::new();
-    for (n, inode) in (0..).zip(&tree.inodes) {
-        put_inode(&mut image, tree, &plan, InodeId(n), inode, &mut scratch)?;
-    }
-    put_super(&mut image, &plan, blobs)?;
+    let Body {
+        mut image,
+        rows,
+        build_time,
+        shared_at,
+        root,
+        inodes,
+        file_bytes,
+        ..
+    } = Body::new(tree, blobs)?;
+    let table_at = u64::from(DEVICE_TABLE_SLOT) * DEVICE_SLOT_LEN as u64;
+    image.put(table_at, &devices)?;
+    let head = Head {
+        build_time,
+        shared_at,
+        root,
+        inodes,
+    };
+    put_super(&mut image, &head, blobs)?;
 
     out.write_all(&image.0)?;
     let body_crc = crc32c::crc32c(&image.0);
+    let image_len = image.0.len() as u64;
     drop(image);
-    let trailer_len = trailer::write(tree, &plan, blobs, body_crc, out)?;
-    Ok(Summary {
-        len: plan.image_len + trailer_len,
-        inodes: plan.inodes,
-        dirents: plan.dirents,
-        file_bytes: plan.file_bytes,
-    })
+    let mut summary = Summary {
+        len: image_len,
+        inodes,
+        dirents: rows.len() as u64,
+        file_bytes,
+    };
+    let blobs = u32::try_from(blobs.len()).map_err(|_| limit("/", "too many blobs"))?;
+    summary.len += trailer::write(rows, blobs, image_len, body_crc, &summary, out)?;
+    Ok(summary)
 }
 
-/// The image while it is filled.
+/// Bytes by which the image grows.
+const GROW: usize = 1 << 18;
+
+/// The image while it is filled. What nobody writes is 0.
+#[derive(Default)]
 struct Image(Vec<u8>);
 
 impl Image {
     fn put(&mut self, at: u64, bytes: &[u8]) -> Result<(), WriteError> {
-        let to = usize::try_from(at)
-            .ok()
-            .and_then(|at| self.0.get_mut(at..))
-            .and_then(|to| to.get_mut(..bytes.len()))
-            .ok_or_else(changed)?;
+        let at = usize::try_from(at).map_err(|_| too_long())?;
+        let end = at.checked_add(bytes.len()).ok_or_else(too_long)?;
+        if end > self.0.len() {
+            let len = end.checked_next_multiple_of(GROW).ok_or_else(too_long)?;
+            self.0.resize(len, 0);
+        }
+        let to = self.0.get_mut(at..end).ok_or_else(changed)?;
         to.copy_from_slice(bytes);
         Ok(())
     }
+
+    fn set_len(&mut self, len: u64) -> Result<(), WriteError> {
+        self.0
+            .resize(usize::try_from(len).map_err(|_| too_long())?, 0);
+        Ok(())
+    }
+}
+
+#[cold]
+fn too_long() -> WriteError {
+    limit("/", "the index does not fit in this machine's memory")
 }
 
 /// The type of an inode.
@@ -176,117 +198,30 @@ fn changed() -> WriteError {
     WriteError::Tree("it changed between planning and writing")
 }
 
-/// Writes one inode with its xattrs, then its chunk indexes or its data.
-fn put_inode(
-    image: &mut Image,
-    tree: &Tree,
-    plan: &Plan<'_>,
-    id: InodeId,
-    inode: &Inode,
-    scratch: &mut Vec<u8>,
-) -> Result<(), WriteError> {
-    let Some(placed) = plan.placed(id) else {
-        return Ok(());
-    };
-    scratch.clear();
-    plan.xattrs
-        .put_body(&inode.xattrs, scratch)
-        .map_err(|_| changed())?;
-    let icount = xattr_icount(scratch.len()).ok_or_else(changed)?;
-    let at = nid_to_offset(placed.nid.into()).ok_or_else(changed)?;
-    let head_len = if placed.extended {
-        INODE_EXTENDED_LEN
-    } else {
-        INODE_COMPACT_LEN
-    };
-    let xattrs_at = at + head_len as u64;
-    let data_at = xattrs_at + scratch.len() as u64;
-    image.put(xattrs_at, scratch)?;
-
-    scratch.clear();
-    let mut size = None;
-    let mut u = 0;
-    match &inode.content {
-        Content::File { size: len, extents } => {
-            size = Some(*len);
-            if placed.layout == DataLayout::Chunk {
-                let shape = plan_chunks(*len, extents).map_err(|_| changed())?;
-                u = chunk_format(shape.bits).ok_or_else(changed)?.into();
-                chunks::put(shape, extents, scratch).ok_or_else(changed)?;
-                let indexes_at = align_up(data_at, CHUNK_INDEX_LEN as u64).ok_or_else(changed)?;
-                image.put(indexes_at, scratch)?;
-            }
-        }
-        Content::Dir { children, parent } => {
-            dirs::pack(dirs::entries(id, *parent, children), scratch, |id| {
-                let target = tree.inodes.get(id.0 as usize)?;
-                Some((
-                    plan.placed(id)?.nid.into(),
-                    file_type(kind(&target.content)),
-                ))
-            })
-            .ok_or_else(changed)?;
-        }
-        Content::Symlink(target) => scratch.extend_from_slice(target),
-        Content::Device(_, dev) => u = plan::device_number(*dev).ok_or_else(changed)?,
-        Content::Fifo | Content::Socket => {}
-    }
-    if !matches!(inode.content, Content::File { .. }) && !scratch.is_empty() {
-        u = placed.block;
-        put_flat(image, placed, data_at, scratch)?;
-    }
-    let kind_bits = kind(&inode.content).mode_bits();
-    let raw = RawInode {
-        layout: placed.layout,
-        xattr_icount: icount,
-        mode: u16::try_from(kind_bits | u32::from(inode.perm & 0o7777)).map_err(|_| changed())?,
-        nlink: inode.nlink,
-        size: size.unwrap_or(scratch.len() as u64),
-        u,
-        ino: placed.nid,
-        uid: inode.uid,
-        gid: inode.gid,
-        mtime: placed.extended.then_some(inode.mtime),
-    };
-    let bytes = raw.encode().ok_or_else(changed)?;
-    image.put(at, bytes.get(..head_len).ok_or_else(changed)?)
-}
-
-/// Writes the data of a directory or a link target: whole blocks at `placed.block`, and the rest
-/// there as well, or behind the inode (`data_at`) where it is inline.
-fn put_flat(
-    image: &mut Image,
-    placed: Placed,
-    data_at: u64,
-    data: &[u8],
-) -> Result<(), WriteError> {
-    let blocks_at = u64::from(placed.block) * BLOCK;
-    if placed.layout != DataLayout::Inline {
-        return image.put(blocks_at, data);
-    }
-    let (blocks, tail) = data.split_at(data.len() - data.len() % BLOCK_LEN);
-    image.put(blocks_at, blocks)?;
-    image.put(data_at, tail)
+/// What the superblock tells of the image.
+struct Head {
+    build_time: Time,
+    shared_at: u64,
+    root: u32,
+    inodes: u64,
 }
 
 /// Writes the superblock, last: the UUID depends on everything else.
-fn put_super(image: &mut Image, plan: &Plan<'_>, blobs: &[BlobSpec]) -> Result<(), WriteError> {
+fn put_super(image: &mut Image, head: &Head, blobs: &[BlobSpec]) -> Result<(), WriteError> {
     let mut volume_name = [0; 16];
     put(&mut volume_name, 0, b"tarnfs");
     let mut this = SuperBlock {
         checksum: 0,
         feature_compat: COMPAT_SB_CHKSUM | COMPAT_MTIME,
         blkszbits: BLOCK_BITS,
-        root_nid: plan
-            .placed(ROOT)
-            .and_then(|root| u16::try_from(root.nid).ok())
-            .ok_or_else(|| limit("/", "too many blobs for the root's place in the index"))?,
-        inos: plan.inodes,
-        build_time: plan.build_time,
-        blocks: u32::try_from(plan.image_len / BLOCK)
+        root_nid: u16::try_from(head.root)
+            .map_err(|_| limit("/", "too many blobs for the root's place in the index"))?,
+        inos: head.inodes,
+        build_time: head.build_time,
+        blocks: u32::try_from(image.0.len() as u64 / BLOCK)
             .map_err(|_| limit("/", "the index is longer than 2 TiB"))?,
         meta_blkaddr: 0,
-        xattr_blkaddr: u32::try_from(plan.shared_at / BLOCK)
+        xattr_blkaddr: u32::try_from(head.shared_at / BLOCK)
             .map_err(|_| limit("/", "the index is longer than 2 TiB"))?,
         uuid: [0; 16],
         volume_name,

@@ -42,7 +42,7 @@ enum Late {
 }
 
 /// What a hard link says of itself.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Pending {
     path: Vec<u8>,
     target: Vec<u8>,
@@ -210,8 +210,8 @@ impl Builder {
         }
     }
 
-    fn child(&self, dir: Id, name: &[u8]) -> Option<Id> {
-        let children = &self.inode(dir)?.children()?;
+    fn child(&mut self, dir: Id, name: &[u8]) -> Option<Id> {
+        let children = self.inodes.get(slot(dir))?.children()?;
         let at = self.names.find(dir, name, children).ok()?;
         children.at(at).map(|(_, id)| id)
     }
@@ -292,7 +292,7 @@ impl Builder {
     }
 
     /// What `path` leads to now.
-    fn find(&self, path: &[u8]) -> Result<Found, Misfit> {
+    fn find(&mut self, path: &[u8]) -> Result<Found, Misfit> {
         let Some((dir, name)) = split(path) else {
             return Ok(Found::Inode(ROOT));
         };

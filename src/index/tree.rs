@@ -107,6 +107,8 @@ pub struct Tree {
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Children {
     bytes: Vec<u8>,
+    /// Where the last one begins.
+    last: usize,
 }
 
 /// What stands before a name.
@@ -117,6 +119,7 @@ impl Children {
     pub fn push(&mut self, name: &[u8], id: InodeId) {
         let len = u16::try_from(name.len()).unwrap_or(u16::MAX);
         let name = name.get(..len.into()).unwrap_or(name);
+        self.last = self.bytes.len();
         self.bytes.reserve(HEAD_LEN + name.len());
         self.bytes.extend_from_slice(&id.0.to_le_bytes());
         self.bytes.extend_from_slice(&len.to_le_bytes());
@@ -148,6 +151,22 @@ impl Children {
     /// Where the next child goes, for [`Self::at`]; `None` beyond 4 GiB of children.
     pub(super) fn end(&self) -> Option<u32> {
         u32::try_from(self.bytes.len()).ok()
+    }
+
+    /// The last child, and where it begins.
+    pub(super) fn last(&self) -> Option<(&[u8], u32)> {
+        let at = u32::try_from(self.last).ok()?;
+        self.at(at).map(|(name, _)| (name, at))
+    }
+
+    /// All children with where they begin.
+    pub(super) fn places(&self) -> impl Iterator<Item = (&[u8], Option<u32>)> {
+        let mut at = Some(0_u32);
+        self.iter().map(move |(name, _)| {
+            let len = u32::try_from(HEAD_LEN + name.len()).ok();
+            let next = at.zip(len).and_then(|(at, len)| at.checked_add(len));
+            (name, std::mem::replace(&mut at, next))
+        })
     }
 
     /// The child that begins at `at`.

@@ -10,6 +10,9 @@ pub(super) type Why = &'static str;
 ///
 /// A blank field is 0, as every reader takes it.
 pub(super) fn field(bytes: &[u8]) -> Result<i64, Why> {
+    if let Some(value) = usual(bytes) {
+        return Ok(value);
+    }
     match bytes.first() {
         Some(first) if first & 0x80 != 0 => base256(bytes),
         _ => octal(bytes),
@@ -19,6 +22,44 @@ pub(super) fn field(bytes: &[u8]) -> Result<i64, Why> {
 /// [`field`], which cannot be negative.
 pub(super) fn unsigned(bytes: &[u8]) -> Result<u64, Why> {
     u64::try_from(field(bytes)?).map_err(|_| "is negative")
+}
+
+/// [`field`] of 8 or 12 bytes in the form that all packers of today write: octal digits and a NUL
+/// or a blank, or both; `None`: in another. All digits are looked at together.
+pub(super) fn usual(bytes: &[u8]) -> Option<i64> {
+    if let Ok(bytes) = <[u8; 8]>::try_from(bytes) {
+        return usual_8(u64::from_be_bytes(bytes));
+    }
+    let (high, low) = bytes.split_first_chunk::<4>()?;
+    let low = <[u8; 8]>::try_from(low).ok()?;
+    let high = digits(ZEROS << 32 | u64::from(u32::from_be_bytes(*high)))?;
+    // A blank among the digits ends the number.
+    Some(high << 21 | usual_8(u64::from_be_bytes(low)).filter(|_| !matches!(low, [.., 0, b' ']))?)
+}
+
+/// Eight digits 0.
+const ZEROS: u64 = u64::from_ne_bytes([b'0'; 8]);
+
+fn usual_8(field: u64) -> Option<i64> {
+    match field & 0xffff {
+        // As checksums are written: a NUL and a blank.
+        0x0020 => digits(ZEROS << 48 | field >> 16),
+        _ => match field & 0xff {
+            0 | 0x20 => digits(ZEROS << 56 | field >> 8),
+            _ => None,
+        },
+    }
+}
+
+/// The number that eight octal digits make, the first in the highest byte.
+fn digits(text: u64) -> Option<i64> {
+    let bits = text ^ ZEROS;
+    if bits & 0xf8f8_f8f8_f8f8_f8f8 != 0 {
+        return None;
+    }
+    let pairs = bits >> 5 & 0x0038_0038_0038_0038 | bits & 0x0007_0007_0007_0007;
+    let fours = pairs >> 10 & 0x0000_0fc0_0000_0fc0 | pairs & 0x0000_003f_0000_003f;
+    i64::try_from(fours >> 20 & 0x00ff_f000 | fours & 0x0fff).ok()
 }
 
 fn octal(bytes: &[u8]) -> Result<i64, Why> {
@@ -125,6 +166,42 @@ mod tests {
         for bad in [&b"8"[..], b"64x", b"-1", b"0x1", b"+7"] {
             assert!(field(bad).is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn the_usual_form_is_what_the_slow_way_reads() {
+        for text in [
+            "0000644\0",
+            "7777777\0",
+            "7777777 ",
+            "017543\0 ",
+            "01754 \0 ",
+            "012345 \0",
+            "00000001750\0",
+            "77777777777\0",
+            "77777777777 ",
+            "0000000175\0 ",
+            "12345670123\0",
+            "1234 670123\0",
+            "8000000\0",
+            "0000008\0",
+            "00000000\x008",
+            "1234567a",
+            "12345678",
+            "0000644x",
+            "\0\0\0\0\0\0\0\0",
+            "        ",
+        ] {
+            let bytes = text.as_bytes();
+            if let Some(value) = usual(bytes) {
+                assert_eq!(Ok(value), octal(bytes), "{text:?}");
+            }
+        }
+        assert_eq!(usual(b"0000644\0"), Some(0o644));
+        assert_eq!(usual(b"017543\0 "), Some(0o17543));
+        assert_eq!(usual(b"12345670123\0"), Some(0o12_345_670_123));
+        assert_eq!(usual(b"77777777777 "), Some(0o77_777_777_777));
+        assert_eq!(usual(b"0000000175\0 "), None);
     }
 
     #[test]

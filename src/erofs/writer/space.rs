@@ -11,6 +11,8 @@ const GAPS: usize = 16;
 pub(super) struct Space {
     end: u64,
     gaps: VecDeque<(u64, u64)>,
+    /// No gap is longer.
+    longest: u64,
 }
 
 impl Space {
@@ -19,6 +21,7 @@ impl Space {
         Self {
             end: start,
             gaps: VecDeque::with_capacity(GAPS + 1),
+            longest: 0,
         }
     }
 
@@ -30,13 +33,23 @@ impl Space {
     /// Room of `len` bytes at a slot that `fits`; `None` where none of the next block's does.
     pub(super) fn inode(&mut self, len: u64, fits: impl Fn(u64) -> bool) -> Option<u64> {
         let len = align_up(len, SLOT)?;
-        for n in 0..self.gaps.len() {
+        let gaps = if len > self.longest {
+            0
+        } else {
+            self.gaps.len()
+        };
+        for n in 0..gaps {
             let &(start, end) = self.gaps.get(n)?;
+            if end - start < len {
+                continue;
+            }
             let slots = (start..).step_by(SLOT_LEN).take_while(|at| at + len <= end);
             if let Some(at) = { slots }.find(|&at| fits(at)) {
                 self.gaps.remove(n);
                 self.gap(start, at);
                 self.gap(at + len, end);
+                let lengths = self.gaps.iter().map(|(start, end)| end - start);
+                self.longest = lengths.max().unwrap_or(0);
                 return Some(at);
             }
         }
@@ -59,6 +72,7 @@ impl Space {
     fn gap(&mut self, start: u64, end: u64) {
         if start < end {
             self.gaps.push_back((start, end));
+            self.longest = self.longest.max(end - start);
             if self.gaps.len() > GAPS {
                 self.gaps.pop_front();
             }

@@ -3,8 +3,7 @@
 
 use super::*;
 use crate::erofs::layout::{FOOTER_LEN, Footer};
-use crate::index::tree::Extent;
-use crate::inode::Time;
+use crate::index::tree::{Extent, Inode, InodeId};
 
 fn inode(content: Content) -> Inode {
     let mtime = Time::default();

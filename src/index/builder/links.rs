@@ -51,8 +51,9 @@ impl Builder {
                 if let Some(&head) = heads.get(&at) {
                     break head;
                 }
-                let Some(Late::Link(link)) = self.late.get(&at) else {
-                    break at;
+                let link = match self.late.get(&at) {
+                    Some(Late::Link(link)) => link.clone(),
+                    _ => break at,
                 };
                 let fail = |misfit| Fault {
                     entry: shown(&link.path),
