@@ -83,21 +83,40 @@ impl Aliases {
         }
     }
 
-    /// Takes counted lookups back, and answers whose they were.
-    pub(super) fn forget(&self, nodeid: u64, lookups: u64) -> Ino {
+    /// Takes counted lookups back, and answers whose they were. `needed`: the inode's own number
+    /// will not do for what is opened next. The kernel forgets an alias that it has just been told
+    /// (fs/fuse/dir.c:fuse_dentry_revalidate()) before it looks up once more.
+    pub(super) fn forget(&self, nodeid: u64, lookups: u64, needed: impl Fn(Ino) -> bool) -> Ino {
         let ino = self.ino(nodeid);
         if nodeid < FIRST {
             return ino;
         }
-        let gone = self.by_alias.remove_if_mut(&nodeid, |_, alias| {
+        if let Some(mut alias) = self.by_alias.get_mut(&nodeid) {
             alias.lookups = alias.lookups.saturating_sub(lookups);
-            alias.lookups == 0
-        });
-        if gone.is_some() {
-            self.current
-                .remove_if(&ino.0, |_, current| *current == nodeid);
+        }
+        if !needed(ino) {
+            self.drop_idle(nodeid);
         }
         ino
+    }
+
+    /// An inode's own number is no longer in the way: it needs no alias that the kernel does not
+    /// know.
+    pub(super) fn not_needed(&self, ino: Ino) {
+        let current = self.current(ino);
+        if current != ino.0 {
+            self.drop_idle(current);
+        }
+    }
+
+    fn drop_idle(&self, alias: u64) {
+        if let Some((_, Alias { ino, .. })) = self
+            .by_alias
+            .remove_if(&alias, |_, alias| alias.lookups == 0)
+        {
+            self.current
+                .remove_if(&ino.0, |_, current| *current == alias);
+        }
     }
 }
 
@@ -126,15 +145,30 @@ mod tests {
     #[test]
     fn an_alias_lives_until_it_is_forgotten() {
         let aliases = Aliases::default();
+        let forget = |nodeid, lookups| aliases.forget(nodeid, lookups, |_| false);
         aliases.renew(7);
         let alias = aliases.show(Ino(7));
         assert_eq!(aliases.show(Ino(7)), alias);
-        assert_eq!(aliases.forget(alias, 1), Ino(7));
+        assert_eq!(forget(alias, 1), Ino(7));
         assert_eq!(aliases.show(Ino(7)), alias);
-        assert_eq!(aliases.forget(alias, 2), Ino(7));
+        assert_eq!(forget(alias, 2), Ino(7));
         assert_eq!((aliases.show(Ino(7)), aliases.ino(alias)), (7, Ino(alias)));
-        assert_eq!(aliases.forget(7, 3), Ino(7));
+        assert_eq!(forget(7, 3), Ino(7));
         aliases.renew(7);
         assert_ne!(aliases.show(Ino(7)), alias, "numbers are not used again");
+    }
+
+    #[test]
+    fn an_alias_that_is_needed_is_kept() {
+        let aliases = Aliases::default();
+        aliases.renew(7);
+        let alias = aliases.show(Ino(7));
+        aliases.forget(alias, 1, |ino| ino == Ino(7));
+        assert_eq!(aliases.show(Ino(7)), alias);
+        aliases.not_needed(Ino(7));
+        assert_eq!(aliases.show(Ino(7)), alias, "the kernel knows it");
+        aliases.forget(alias, 1, |_| true);
+        aliases.not_needed(Ino(7));
+        assert_eq!(aliases.show(Ino(7)), 7);
     }
 }

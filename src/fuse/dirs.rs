@@ -79,7 +79,7 @@ impl Adapter {
                     let name = OsStr::from_bytes(e.name);
                     let (attr, generation) = (&shown.attr, shown.generation);
                     if reply.add(attr.ino, e.next, name, &shown.holds, attr, generation) {
-                        self.opens.aliases().forget(attr.ino.0, 1);
+                        self.opens.forget(attr.ino, 1);
                         return ControlFlow::Break(());
                     }
                     taken += 1;

@@ -48,7 +48,7 @@ impl Adapter {
             if let Some(unopened) = &self.unopened {
                 unopened.forget(nodeid);
             }
-            let ino = self.opens.aliases().forget(nodeid.0, lookups);
+            let ino = self.opens.forget(nodeid, lookups);
             self.overlay.forget(ino, lookups);
             Ok(())
         })
@@ -212,7 +212,7 @@ impl Adapter {
     pub(super) fn shown_in_listing(&self, entry: Entry) -> Answer<Shown> {
         let nodeid = INodeNo(self.opens.aliases().show(Ino(entry.attr.ino)));
         self.shown_as(entry, nodeid).inspect_err(|_| {
-            self.opens.aliases().forget(nodeid.0, 1);
+            self.opens.forget(nodeid, 1);
         })
     }
 

@@ -25,7 +25,7 @@ use fuser::{BackingId, Errno, INodeNo, Notifier};
 use super::alias::Aliases;
 use super::{Answer, errno};
 use crate::lower::Nid;
-use crate::overlay::{Bytes, Handle, Overlay};
+use crate::overlay::{Bytes, Handle, Ino, Overlay};
 use crate::sys;
 
 /// Backing files of the image that are kept for the next open.
@@ -253,9 +253,16 @@ impl Opens {
         }
         if open.count == 0 {
             let open = entry.remove();
+            self.aliases.not_needed(Ino(nodeid.0));
             // The end of a backing file is a system call.
             drop(open);
         }
+    }
+
+    /// Takes counted lookups back, and answers whose they were.
+    pub(super) fn forget(&self, nodeid: INodeNo, lookups: u64) -> Ino {
+        self.aliases
+            .forget(nodeid.0, lookups, |ino| self.open.contains_key(&ino.0))
     }
 
     /// Whether the kernel must ask for the attributes of `nodeid` each time: they may change
