@@ -206,7 +206,7 @@ fn copy(
 }
 
 /// The shared libraries of a program, as its dynamic linker finds them.
-fn libraries(program: &Path) -> anyhow::Result<Vec<PathBuf>> {
+pub(crate) fn libraries(program: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let output = Command::new("ldd").arg(program).env("LC_ALL", "C").output();
     let output = output.context("running ldd to find the libraries of a program")?;
     // "libc.so.6 => /lib/… (0x…)" and "/lib64/ld-linux… (0x…)"; a static program has none.

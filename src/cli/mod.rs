@@ -1,5 +1,6 @@
 //! The command line: parses, calls the library, prints. One file a command.
 
+mod bench;
 mod bundle;
 mod cat;
 mod demo;
@@ -86,6 +87,7 @@ enum Command {
     Inspect(inspect::Args),
     Doctor(doctor::Args),
     Demo(demo::Args),
+    Bench(bench::Args),
     #[command(hide = true)]
     Completions(generate::Completions),
     #[command(hide = true)]
@@ -137,6 +139,7 @@ fn run(global: &Global, command: Command) -> anyhow::Result<ExitCode> {
         Command::Inspect(args) => inspect::run(global, args),
         Command::Doctor(args) => doctor::run(global, args),
         Command::Demo(args) => demo::run(global, args),
+        Command::Bench(args) => bench::run(global, args),
         Command::Completions(args) => generate::completions(Cli::command(), &args),
         Command::Man(args) => generate::man(Cli::command(), &args),
     }
