@@ -148,6 +148,39 @@ assert_eq!(times("file"), (mtime, ctime), "read");
         },
     ),
     Case::new(
+        "large_files_keep_their_readers",
+        "What is open of a file of the image of 64 KiB or more when the file is first changed goes on with the image's bytes; what is opened from then on has the file as it is now, and `st_ino` is the same for both.",
+        |at| {
+            python(at, r"
+import mmap
+made_here = os.path.basename(os.getcwd()).startswith('upper-')
+before = b'new!' if made_here else b'aaaa'
+old = os.open('l/large', os.O_RDONLY)
+map = mmap.mmap(old, 65536, prot=mmap.PROT_READ)
+assert os.pread(old, 4, 4096) == map[4096:4100] == b'aaaa'
+new = os.open('l/large', os.O_RDWR)
+os.pwrite(new, b'new!', 4096)
+link = os.open('l/link', os.O_RDONLY)
+assert os.pread(old, 4, 4096) == map[4096:4100] == before
+assert os.pread(new, 4, 4096) == os.pread(link, 4, 4096) == b'new!'
+numbers = {os.fstat(fd).st_ino for fd in (old, new, link)} | {os.stat('l/large').st_ino, os.stat('l/link').st_ino}
+assert len(numbers) == 1, numbers
+os.chmod('l/link', 0o600)
+assert {os.fstat(fd).st_mode & 0o777 for fd in (old, new, link)} == {0o600}
+assert os.stat('l/large').st_mode & 0o777 == 0o600
+again = os.open('l/large', os.O_RDONLY)
+assert os.pread(again, 4, 4096) == b'new!'
+map.close()
+for fd in old, new, link, again:
+    os.close(fd)
+assert open('l/link', 'rb').read()[4096:4100] == b'new!'
+assert os.stat('l/link').st_ino in numbers
+");
+        },
+    )
+    .with("os.mkdir('l'); open('l/large', 'wb').write(b'a' * 65536); os.link('l/large', 'l/link')")
+    .at(Where::Mount),
+    Case::new(
         "direct_io",
         "O_DIRECT reads and writes the bytes that others see.",
         |at| {
