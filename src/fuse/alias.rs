@@ -167,7 +167,7 @@ mod tests {
         assert_eq!(aliases.show(Ino(7)), alias);
         aliases.not_needed(Ino(7));
         assert_eq!(aliases.show(Ino(7)), alias, "the kernel knows it");
-        aliases.forget(alias, 1, |_| true);
+        aliases.forget(alias, 2, |_| true);
         aliases.not_needed(Ino(7));
         assert_eq!(aliases.show(Ino(7)), 7);
     }

@@ -20,6 +20,7 @@ mod entries;
 mod files;
 mod init;
 mod opens;
+mod spin;
 mod unopened;
 mod xattrs;
 
@@ -42,6 +43,7 @@ use crate::overlay::{self, Ino, Overlay};
 
 use files::Writer;
 use opens::Opens;
+use spin::Spin;
 use unopened::Unopened;
 
 /// How long the kernel may trust an entry, attributes or the absence of a name: 136 years.
@@ -105,6 +107,7 @@ impl Connection {
             overlay,
             opens: Arc::clone(&opens),
             unopened: settings.noopen.then(Unopened::default),
+            spin: Spin::new(&device)?,
         };
         let session = Session::from_fd(adapter, device, acl, init::session_config(acl))?;
         opens.set_notifier(session.notifier());
@@ -129,6 +132,7 @@ struct Adapter {
     opens: Arc<Opens>,
     /// With [`Settings::noopen`].
     unopened: Option<Unopened>,
+    spin: Spin,
 }
 
 impl Adapter {
@@ -164,7 +168,7 @@ fn errno(error: overlay::Error) -> Errno {
     Errno::from_i32(number)
 }
 
-/// One line a request; each goes to the method of the same name in a file of its theme.
+/// A line or two a request; each goes to the method of the same name in a file of its theme.
 impl Filesystem for Adapter {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
         if !init::negotiate(config, self.opens.passthrough())? {
@@ -176,9 +180,11 @@ impl Filesystem for Adapter {
     // ---- entries.rs
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let _turn = self.spin.turn();
         self.on_lookup(parent, name, reply);
     }
     fn forget(&self, _req: &Request, ino: INodeNo, lookups: u64) {
+        let _turn = self.spin.turn();
         self.on_forget(ino, lookups);
     }
     fn mknod(
@@ -191,6 +197,7 @@ impl Filesystem for Adapter {
         rdev: u32,
         reply: ReplyEntry,
     ) {
+        let _turn = self.spin.turn();
         self.on_mknod(req, (parent, name), mode, umask, rdev, reply);
     }
     fn mkdir(
@@ -202,6 +209,7 @@ impl Filesystem for Adapter {
         umask: u32,
         reply: ReplyEntry,
     ) {
+        let _turn = self.spin.turn();
         self.on_mkdir(req, (parent, name), mode, umask, reply);
     }
     fn symlink(
@@ -212,6 +220,7 @@ impl Filesystem for Adapter {
         target: &Path,
         reply: ReplyEntry,
     ) {
+        let _turn = self.spin.turn();
         self.on_symlink(req, (parent, name), target, reply);
     }
     fn link(
@@ -222,12 +231,15 @@ impl Filesystem for Adapter {
         newname: &OsStr,
         reply: ReplyEntry,
     ) {
+        let _turn = self.spin.turn();
         self.on_link(ino, (newparent, newname), reply);
     }
     fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let _turn = self.spin.turn();
         self.on_unlink(parent, name, reply);
     }
     fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let _turn = self.spin.turn();
         self.on_rmdir(parent, name, reply);
     }
     fn rename(
@@ -240,12 +252,14 @@ impl Filesystem for Adapter {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
+        let _turn = self.spin.turn();
         self.on_rename((parent, name), (newparent, newname), flags, reply);
     }
 
     // ---- attrs.rs
 
     fn getattr(&self, _req: &Request, ino: INodeNo, fh: Option<FileHandle>, reply: ReplyAttr) {
+        let _turn = self.spin.turn();
         self.on_getattr(ino, fh, reply);
     }
     fn setattr(
@@ -266,19 +280,23 @@ impl Filesystem for Adapter {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
+        let _turn = self.spin.turn();
         let set = convert::set_attr(req, mode, uid, gid, size, atime, mtime);
         self.on_setattr(ino, fh, set, reply);
     }
     fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
+        let _turn = self.spin.turn();
         self.on_readlink(ino, reply);
     }
     fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+        let _turn = self.spin.turn();
         self.on_statfs(reply);
     }
 
     // ---- files.rs
 
     fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let _turn = self.spin.turn();
         self.on_open(ino, flags, reply);
     }
     fn create(
@@ -291,6 +309,7 @@ impl Filesystem for Adapter {
         flags: i32,
         reply: ReplyCreate,
     ) {
+        let _turn = self.spin.turn();
         self.on_create(req, (parent, name), mode, umask, flags, reply);
     }
     fn read(
@@ -304,6 +323,7 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        let _turn = self.spin.turn();
         self.on_read((ino, fh), offset, size, reply);
     }
     fn write(
@@ -318,6 +338,7 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
+        let _turn = self.spin.turn();
         let unprivileged = flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
         let writer = Writer { req, ino, fh };
         self.on_write(writer, unprivileged, offset, data, reply);
@@ -344,6 +365,7 @@ impl Filesystem for Adapter {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
+        let _turn = self.spin.turn();
         self.on_release(ino, fh, flags, reply);
     }
     fn fsync(
@@ -354,6 +376,7 @@ impl Filesystem for Adapter {
         datasync: bool,
         reply: ReplyEmpty,
     ) {
+        let _turn = self.spin.turn();
         self.on_fsync((ino, fh), datasync, reply);
     }
     fn fallocate(
@@ -366,6 +389,7 @@ impl Filesystem for Adapter {
         mode: i32,
         reply: ReplyEmpty,
     ) {
+        let _turn = self.spin.turn();
         let writer = Writer { req, ino, fh };
         self.on_fallocate(writer, offset, length, mode, reply);
     }
@@ -378,6 +402,7 @@ impl Filesystem for Adapter {
         whence: i32,
         reply: ReplyLseek,
     ) {
+        let _turn = self.spin.turn();
         self.on_lseek((ino, fh), offset, whence, reply);
     }
     fn copy_file_range(
@@ -393,6 +418,7 @@ impl Filesystem for Adapter {
         _flags: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
+        let _turn = self.spin.turn();
         let writer = Writer {
             req,
             ino: ino_out,
@@ -419,6 +445,7 @@ impl Filesystem for Adapter {
     // ---- dirs.rs
 
     fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        let _turn = self.spin.turn();
         self.on_opendir(ino, reply);
     }
     fn readdir(
@@ -429,6 +456,7 @@ impl Filesystem for Adapter {
         offset: u64,
         reply: ReplyDirectory,
     ) {
+        let _turn = self.spin.turn();
         self.on_readdir(fh, offset, reply);
     }
     fn readdirplus(
@@ -439,6 +467,7 @@ impl Filesystem for Adapter {
         offset: u64,
         reply: ReplyDirectoryPlus,
     ) {
+        let _turn = self.spin.turn();
         self.on_readdirplus(fh, offset, reply);
     }
     fn releasedir(
@@ -449,6 +478,7 @@ impl Filesystem for Adapter {
         _flags: OpenFlags,
         reply: ReplyEmpty,
     ) {
+        let _turn = self.spin.turn();
         self.on_releasedir(fh, reply);
     }
     fn fsyncdir(
@@ -459,15 +489,18 @@ impl Filesystem for Adapter {
         _datasync: bool,
         reply: ReplyEmpty,
     ) {
+        let _turn = self.spin.turn();
         self.on_fsyncdir(fh, reply);
     }
 
     // ---- xattrs.rs
 
     fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        let _turn = self.spin.turn();
         self.on_getxattr(ino, name, size, reply);
     }
     fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        let _turn = self.spin.turn();
         self.on_listxattr(req, ino, size, reply);
     }
     fn setxattr(
@@ -480,9 +513,11 @@ impl Filesystem for Adapter {
         _position: u32,
         reply: ReplyEmpty,
     ) {
+        let _turn = self.spin.turn();
         self.on_setxattr(req, ino, name, value, flags, reply);
     }
     fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let _turn = self.spin.turn();
         self.on_removexattr(ino, name, reply);
     }
 
