@@ -186,6 +186,13 @@ fn make(path: &Path) {
     file.write_all(b"x").unwrap();
 }
 
+fn overwrite(path: &Path, times: usize) {
+    let mut file = OpenOptions::new().write(true).open(path).unwrap();
+    for _ in 0..times {
+        file.write_all(b"x").unwrap();
+    }
+}
+
 fn append(path: &Path, times: usize) {
     let mut file = OpenOptions::new().append(true).open(path).unwrap();
     for _ in 0..times {
@@ -247,6 +254,10 @@ fn no_more_requests_are_sent_than_the_table_says() {
         ("create, write, close", Box::new(|| make(&at("new")))),
         (
             "open, ten writes, close",
+            Box::new(|| overwrite(&at("new"), 10)),
+        ),
+        (
+            "open with O_APPEND, ten writes, close",
             Box::new(|| append(&at("new"), 10)),
         ),
         ("stat after a write", Box::new(|| look(&at("new")))),
