@@ -60,7 +60,7 @@ mkdir -p c/d a/sub/sub b/closed; chmod 700 b/closed; printf hidden >b/closed/x; 
 for i in $(seq 60); do printf $i >big/$i; done; printf in >big/x; ln big/x big/link; printf same >big/y
 truncate -s 1M c/d/x; for at in 0 200000 600000; do printf island | dd of=c/d/x bs=1 seek=$at conv=notrunc status=none; done
 truncate -s 50K c/d/y; head -c 4096 /dev/urandom >empty/x; : >empty/y; chmod 666 c/d/x empty/x
-cp a/y big/d; chmod 6775 big/d; setfattr -n security.capability -v 0x0100000200200000000000000000000000000000 big/d
+cp a/y big/d; chmod 775 big/d; setfattr -n security.capability -v 0x0100000200200000000000000000000000000000 big/d
 setfattr -n user.three -v "$(printf '%03000d' 0)" big/y; setfattr -n user.one empty/y; setfattr -n trusted.two -v t c
 setfacl -m u:1000:rwx,d:u:1000:rwx,d:m:rx c/d; setfacl -m u:2000:r big/y; chown 1000:1000 big/x big; chmod 777 c/d
 find . -exec touch -h -d '2020-02-02 02:02:02.020202020' {} +
@@ -109,7 +109,7 @@ fn run_case(ops: &[Op], beside: Beside) {
     let tar = sandbox.at("image.tar");
     let upper = sandbox.dir("upper").to_str().unwrap().to_owned();
     let work = sandbox.at("work").to_str().unwrap().to_owned();
-    let options = ["--upper", &upper, "--work", &work];
+    let options = [&["--upper", &upper, "--work", &work], beside.options()].concat();
     let mut mount: Option<Mount<'_>> = None;
     let other = beside.root(&sandbox);
     let sides = (Side::new(other), Side::new(sandbox.at("mount")));
@@ -292,6 +292,24 @@ fn a_mount_behaves_as_overlayfs() {
     if can_run() && Beside::overlayfs_is_there() {
         run_cases("mount and overlayfs", op(), |ops| {
             run_case(ops, Beside::Overlayfs);
+        });
+    }
+}
+
+#[test]
+fn a_mount_by_the_kernel_alone_behaves_as_overlayfs() {
+    if can_run() && Beside::overlayfs_is_there() {
+        run_cases("mount with passthrough=all and overlayfs", op(), |ops| {
+            run_case(ops, Beside::OverlayfsByKernel);
+        });
+    }
+}
+
+#[test]
+fn a_mount_without_opens_behaves_as_a_plain_directory() {
+    if can_run() {
+        run_cases("mount with noopen and plain directory", op(), |ops| {
+            run_case(ops, Beside::DirectoryUnopened);
         });
     }
 }

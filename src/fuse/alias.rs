@@ -15,6 +15,11 @@ use crate::overlay::Ino;
 /// Aliases are numbers from here on; no inode of an upper has such a number.
 const FIRST: u64 = 1 << 62;
 
+/// Whether a nodeid is an alias.
+pub(super) fn is_alias(nodeid: u64) -> bool {
+    nodeid >= FIRST
+}
+
 /// The aliases that the kernel knows, or is about to be told.
 #[derive(Debug, Default)]
 pub(super) struct Aliases {
@@ -34,7 +39,7 @@ impl Aliases {
     /// The inode that the kernel means by a nodeid. An alias that it has forgotten stays itself:
     /// no inode has that number.
     pub(super) fn ino(&self, nodeid: u64) -> Ino {
-        if nodeid < FIRST {
+        if !is_alias(nodeid) {
             return Ino(nodeid);
         }
         self.by_alias
@@ -71,6 +76,11 @@ impl Aliases {
         self.current(ino) != ino.0
     }
 
+    /// Whether lookups answer with another number than `nodeid`.
+    pub(super) fn is_passed(&self, nodeid: u64) -> bool {
+        self.current(self.ino(nodeid)) != nodeid
+    }
+
     /// Lookups no longer answer with `nodeid`.
     pub(super) fn renew(&self, nodeid: u64) {
         let ino = self.ino(nodeid);
@@ -88,7 +98,7 @@ impl Aliases {
     /// (fs/fuse/dir.c:fuse_dentry_revalidate()) before it looks up once more.
     pub(super) fn forget(&self, nodeid: u64, lookups: u64, needed: impl Fn(Ino) -> bool) -> Ino {
         let ino = self.ino(nodeid);
-        if nodeid < FIRST {
+        if !is_alias(nodeid) {
             return ino;
         }
         if let Some(mut alias) = self.by_alias.get_mut(&nodeid) {

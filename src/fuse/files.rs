@@ -75,7 +75,13 @@ impl Adapter {
         }
     }
 
-    pub(super) fn on_open(&self, nodeid: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+    pub(super) fn on_open(
+        &self,
+        req: &Request,
+        nodeid: INodeNo,
+        flags: OpenFlags,
+        reply: ReplyOpen,
+    ) {
         tracing::trace!(op = "open", ino = %nodeid, flags = flags.0);
         if self.unopened.is_some() {
             // Asked once (fs/fuse/file.c:fuse_file_open()).
@@ -88,7 +94,13 @@ impl Adapter {
                 .map_err(errno)?;
             let backing = |fd: BorrowedFd<'_>| reply.open_backing(fd);
             self.opens
-                .open(&self.overlay, nodeid, handle, flags.0, &backing)
+                .open(
+                    &self.overlay,
+                    req.pid(),
+                    nodeid,
+                    (handle, flags.0),
+                    &backing,
+                )
                 .map(|served| (FileHandle(handle.0), served))
                 .inspect_err(|_| self.overlay.release(handle))
         });
@@ -133,7 +145,13 @@ impl Adapter {
             // Nothing else is open of it, so there is nothing that this could not go with.
             let served = self
                 .opens
-                .open(&self.overlay, shown.attr.ino, handle, flags, &backing)
+                .open(
+                    &self.overlay,
+                    req.pid(),
+                    shown.attr.ino,
+                    (handle, flags),
+                    &backing,
+                )
                 .inspect_err(|_| {
                     self.overlay.release(handle);
                     self.on_forget(shown.attr.ino, 1);
@@ -184,7 +202,7 @@ impl Adapter {
         writer: Writer<'_>,
         unprivileged: bool,
         offset: u64,
-        data: &[u8],
+        (data, flags): (&[u8], OpenFlags),
         reply: ReplyWrite,
     ) {
         let fh = writer.fh;
@@ -194,9 +212,12 @@ impl Adapter {
             if unprivileged {
                 self.drop_privileges(writer, &file, true)?;
             }
-            self.overlay
-                .write(file.handle(), offset, data)
-                .map_err(errno)
+            // By another number of the inode the file may have grown past the end that the kernel
+            // knows of this one.
+            let appends =
+                flags.0 & libc::O_APPEND != 0 && self.opens.aliases().has_alias(writer.ino.0);
+            let at = (!appends).then_some(offset);
+            self.overlay.write(file.handle(), at, data).map_err(errno)
         });
         reply_written(answer, reply);
     }

@@ -179,8 +179,9 @@ impl Filesystem for Adapter {
 
     // ---- entries.rs
 
-    fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+    fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let _turn = self.spin.turn();
+        self.opens.looks_up(req.pid());
         self.on_lookup(parent, name, reply);
     }
     fn forget(&self, _req: &Request, ino: INodeNo, lookups: u64) {
@@ -295,9 +296,9 @@ impl Filesystem for Adapter {
 
     // ---- files.rs
 
-    fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+    fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let _turn = self.spin.turn();
-        self.on_open(ino, flags, reply);
+        self.on_open(req, ino, flags, reply);
     }
     fn create(
         &self,
@@ -334,14 +335,14 @@ impl Filesystem for Adapter {
         offset: u64,
         data: &[u8],
         flags: WriteFlags,
-        _open_flags: OpenFlags,
+        open_flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
         let _turn = self.spin.turn();
         let unprivileged = flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
         let writer = Writer { req, ino, fh };
-        self.on_write(writer, unprivileged, offset, data, reply);
+        self.on_write(writer, unprivileged, offset, (data, open_flags), reply);
     }
     fn flush(
         &self,

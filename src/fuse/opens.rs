@@ -5,7 +5,9 @@
 //! first open gave, or through its page cache (fs/fuse/iomode.c, fs/fuse/passthrough.c). An open
 //! that wants it otherwise fails with EIO there. So the way is chosen by the first open and kept
 //! until the last one is closed; where an open cannot go that way, the inode gets another nodeid
-//! ([`super::alias`]).
+//! ([`super::alias`]). While it has one, nothing is opened by the old number: what is written by one
+//! must not go past what is cached, or appended, by the other. Only who has nothing but the number
+//! (a descriptor's name in /proc, a file handle) is served by it then, as well as can be.
 //!
 //! A file of the image is read from the image's mount by the kernel, which all mounts of the image
 //! share, so that its pages are in memory once. A small one is not: it is read by one request into
@@ -27,6 +29,9 @@ use super::{Answer, errno};
 use crate::lower::Nid;
 use crate::overlay::{Bytes, Handle, Ino, Overlay};
 use crate::sys;
+
+/// Of open(2)'s flags: the file is to be started as a program (include/linux/fs.h: `__FMODE_EXEC`).
+const FMODE_EXEC: i32 = 0x20;
 
 /// Backing files of the image that are kept for the next open.
 const KEPT: usize = 1024;
@@ -78,6 +83,7 @@ pub(super) struct Opens {
     /// It takes none of the upper's filesystem.
     upper_refused: AtomicBool,
     aliases: Aliases,
+    refusals: Refusals,
     notifier: OnceLock<Notifier>,
 }
 
@@ -121,9 +127,9 @@ impl Opens {
     pub(super) fn open(
         &self,
         overlay: &Overlay,
+        thread: u32,
         nodeid: INodeNo,
-        handle: Handle,
-        flags: i32,
+        (handle, flags): (Handle, i32),
         backing: OpenBacking<'_>,
     ) -> Answer<Served> {
         let Some(from) = self.from() else {
@@ -137,8 +143,10 @@ impl Opens {
         let how = match &entry {
             Entry::Occupied(open) => open.get().how.clone(),
             Entry::Vacant(_) => match &bytes {
-                // EROFS takes no O_DIRECT.
-                Bytes::Lower(nid) if !direct => self.image_file(overlay, *nid, from, backing),
+                // EROFS takes no O_DIRECT. An alias would need an alias when the file is written to.
+                Bytes::Lower(nid) if !direct && !super::alias::is_alias(nodeid.0) => {
+                    self.image_file(overlay, *nid, from, backing)
+                }
                 Bytes::Lower(_) => How::Requests,
                 Bytes::Upper(fd) => self.upper_file(fd.as_fd(), backing),
             },
@@ -148,13 +156,19 @@ impl Opens {
             (How::Image(_), Bytes::Lower(_)) => !direct,
             (How::Image(_), Bytes::Upper(_)) | (How::Upper(_), Bytes::Lower(_)) => false,
         };
-        if !fits {
+        let passed = matches!(entry, Entry::Vacant(_)) && self.aliases.is_passed(nodeid.0);
+        let fits = fits && !passed;
+        let again = self.refusals.end(thread) == Some(nodeid);
+        // Nothing of the image's mount can be opened for writing.
+        if !fits && (!again || writes && matches!(how, How::Image(_))) {
             drop(entry);
+            let ino = self.aliases.ino(nodeid.0);
+            self.refusals.note(thread, nodeid, ino);
             self.aliases.renew(nodeid.0);
             self.ask_again(nodeid);
             return Err(Errno::ESTALE);
         }
-        if let How::Image(_) = how {
+        if let (How::Image(_), Bytes::Lower(_)) = (&how, &bytes) {
             overlay.keep_lower(handle).map_err(errno)?;
         }
         let mut open = entry.or_insert_with(|| Open {
@@ -165,7 +179,12 @@ impl Opens {
         open.count = open.count.saturating_add(1);
         let id = match how {
             How::Requests => return Ok(Served::Requests),
-            How::Image(id) => return Ok(Served::Kernel(id)),
+            // What is started is read by maps as well, and must be one program.
+            How::Image(id) if flags & FMODE_EXEC != 0 => return Ok(Served::Kernel(id)),
+            How::Image(id) => match bytes {
+                Bytes::Lower(_) => return Ok(Served::Kernel(id)),
+                Bytes::Upper(_) => return Ok(Served::MapsOnly(id)),
+            },
             How::Upper(id) => id,
         };
         if writes {
@@ -253,16 +272,24 @@ impl Opens {
         }
         if open.count == 0 {
             let open = entry.remove();
-            self.aliases.not_needed(Ino(nodeid.0));
+            if !self.refusals.is_any_of(Ino(nodeid.0)) {
+                self.aliases.not_needed(Ino(nodeid.0));
+            }
             // The end of a backing file is a system call.
             drop(open);
         }
     }
 
+    /// A thread looks a name up: it does not open again by what it had.
+    pub(super) fn looks_up(&self, thread: u32) {
+        self.refusals.looks_up(thread);
+    }
+
     /// Takes counted lookups back, and answers whose they were.
     pub(super) fn forget(&self, nodeid: INodeNo, lookups: u64) -> Ino {
-        self.aliases
-            .forget(nodeid.0, lookups, |ino| self.open.contains_key(&ino.0))
+        self.aliases.forget(nodeid.0, lookups, |ino| {
+            self.open.contains_key(&ino.0) || self.refusals.is_any_of(ino)
+        })
     }
 
     /// Whether the kernel must ask for the attributes of `nodeid` each time: they may change
@@ -305,6 +332,67 @@ fn asks_to_write(overlay: &Overlay, fd: BorrowedFd<'_>, flags: i32) -> bool {
         || rustix::fs::fstat(fd).map_or(true, |stat| stat.st_mode & 0o6000 != 0)
 }
 
+/// Opens that were answered with ESTALE, by thread.
+///
+/// The kernel tries once more: by a LOOKUP if it goes by a name, and finds the alias, which is kept
+/// until then; and else with the same number, which has to do.
+#[derive(Debug, Default)]
+struct Refusals {
+    by_thread: Mutex<HashMap<u32, Refusal>>,
+    /// Whether there may be any.
+    any: AtomicBool,
+}
+
+#[derive(Debug)]
+struct Refusal {
+    nodeid: INodeNo,
+    ino: Ino,
+    /// The thread has looked a name up since.
+    by_name: bool,
+}
+
+impl Refusals {
+    fn note(&self, thread: u32, nodeid: INodeNo, ino: Ino) {
+        let refusal = Refusal {
+            nodeid,
+            ino,
+            by_name: false,
+        };
+        self.lock().insert(thread, refusal);
+        self.any.store(true, Ordering::Release);
+    }
+
+    fn looks_up(&self, thread: u32) {
+        if self.any.load(Ordering::Acquire)
+            && let Some(refusal) = self.lock().get_mut(&thread)
+        {
+            refusal.by_name = true;
+        }
+    }
+
+    /// The thread opens again; answers by what it was refused, if it has looked nothing up since.
+    fn end(&self, thread: u32) -> Option<INodeNo> {
+        if !self.any.load(Ordering::Acquire) {
+            return None;
+        }
+        let mut threads = self.lock();
+        let refusal = threads.remove(&thread)?;
+        self.any.store(!threads.is_empty(), Ordering::Release);
+        (!refusal.by_name).then_some(refusal.nodeid)
+    }
+
+    /// Whether somebody is about to look for the alias of an inode.
+    fn is_any_of(&self, ino: Ino) -> bool {
+        self.any.load(Ordering::Acquire) && self.lock().values().any(|it| it.ino == ino)
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<u32, Refusal>> {
+        self.by_thread
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// Backing files of the image, in the order in which they were opened.
 #[derive(Debug, Default)]
 struct Kept {
@@ -323,5 +411,23 @@ impl Kept {
         }
         let oldest = self.order.pop_front()?;
         self.files.remove(&oldest)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_goes_by_a_name_is_not_served_by_the_number() {
+        let (refusals, nodeid, ino) = (Refusals::default(), INodeNo(7), Ino(7));
+        assert_eq!(refusals.end(1), None);
+        refusals.note(1, nodeid, ino);
+        refusals.note(2, nodeid, ino);
+        refusals.looks_up(2);
+        assert!(refusals.is_any_of(ino) && !refusals.is_any_of(Ino(8)));
+        assert_eq!((refusals.end(3), refusals.end(2)), (None, None));
+        assert_eq!((refusals.end(1), refusals.end(1)), (Some(nodeid), None));
+        assert!(!refusals.is_any_of(ino));
     }
 }

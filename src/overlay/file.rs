@@ -268,13 +268,25 @@ impl Overlay {
         fs::read(fd.as_fd(), offset, buf).doing("reading")
     }
 
-    /// Writes `data` at `offset` and answers how much: all of it.
+    /// Writes `data` at `offset`, or at the end of the file, and answers how much: all of it.
     ///
     /// # Errors
     /// EBADF, EROFS, ENOSPC, EDQUOT, EFBIG, EIO.
-    pub fn write(&self, handle: Handle, offset: u64, data: &[u8]) -> Result<usize> {
+    pub fn write(
+        &self,
+        handle: Handle,
+        offset: impl Into<Option<u64>>,
+        data: &[u8],
+    ) -> Result<usize> {
         let fd = self.writing(handle)?;
-        self.with_room(|| fs::write(fd.as_fd(), offset, data).doing("writing"))
+        let offset = offset.into();
+        self.with_room(|| {
+            match offset {
+                Some(offset) => fs::write(fd.as_fd(), offset, data),
+                None => fs::append(fd.as_fd(), data),
+            }
+            .doing("writing")
+        })
     }
 
     /// Takes from an open file the privileges that it loses when `asker` changes its content: to be

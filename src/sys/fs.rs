@@ -6,6 +6,7 @@
 //! through `/proc/self/fd/N`, which leads to that very inode whatever its name has become.
 
 use std::ffi::CStr;
+use std::io::IoSlice;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
@@ -13,7 +14,7 @@ use rustix::fs::{
     AtFlags, FallocateFlags, FileType, Gid, Mode, OFlags, RawDir, RenameFlags, ResolveFlags,
     StatxFlags, Timespec, Timestamps, Uid, XattrFlags,
 };
-use rustix::io::{Errno, Result};
+use rustix::io::{Errno, ReadWriteFlags, Result};
 
 use super::outside::{self, Outside};
 use crate::inode::{Attr, Kind, SetTime, Time};
@@ -415,9 +416,26 @@ pub fn write_out(fd: BorrowedFd<'_>) -> Result<()> {
 /// # Errors
 /// pwrite(2)'s, if nothing was written.
 pub fn write(fd: BorrowedFd<'_>, offset: u64, data: &[u8]) -> Result<usize> {
+    write_by(data, |rest, done| {
+        write_once(fd, rest, offset.saturating_add(done as u64))
+    })
+}
+
+/// The same at the end of the file, wherever that is.
+///
+/// # Errors
+/// pwritev2(2)'s, if nothing was written.
+pub fn append(fd: BorrowedFd<'_>, data: &[u8]) -> Result<usize> {
+    write_by(data, |rest, _| {
+        pass!(Grow);
+        rustix::io::pwritev2(fd, &[IoSlice::new(rest)], 0, ReadWriteFlags::APPEND)
+    })
+}
+
+fn write_by(data: &[u8], mut write: impl FnMut(&[u8], usize) -> Result<usize>) -> Result<usize> {
     let mut done = 0_usize;
     while let Some(rest) = data.get(done..).filter(|rest| !rest.is_empty()) {
-        match write_once(fd, rest, offset.saturating_add(done as u64)) {
+        match write(rest, done) {
             Ok(0) => break,
             Ok(n) => done = done.saturating_add(n),
             Err(Errno::INTR) => {}

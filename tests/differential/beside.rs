@@ -3,6 +3,7 @@
 use std::ffi::{CString, OsStr};
 use std::path::PathBuf;
 
+use rustix::fs::OFlags;
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
@@ -35,6 +36,10 @@ pub(crate) const KNOWN: &[(&str, &str)] = &[
         "overlayfs goes on showing the image's bytes to such a descriptor, against POSIX.",
     ),
     (
+        "what is read by the descriptor that cut a file of the image",
+        "What open(2) with O_RDONLY and O_TRUNC opens",
+    ),
+    (
         "renames of directories of the image, so mounted with redirect_dir=on",
         "overlayfs gives EXDEV unless mounted with `redirect_dir=on`",
     ),
@@ -48,6 +53,11 @@ pub(crate) const KNOWN: &[(&str, &str)] = &[
 pub(crate) enum Beside {
     Directory,
     Overlayfs,
+    /// A mount whose files the kernel reads by itself: descriptors from before a copy-up go on with
+    /// the image's bytes on both sides.
+    OverlayfsByKernel,
+    /// A mount whose files the kernel opens without asking.
+    DirectoryUnopened,
 }
 
 /// The operation, whoever does it.
@@ -65,7 +75,28 @@ fn allocates(op: &Op) -> bool {
     )
 }
 
+/// Whether an open(2) cuts a file that it does not open for writing.
+fn only_cuts(flags: u32) -> bool {
+    let flags = OFlags::from_bits_retain(flags);
+    flags.contains(OFlags::TRUNC) && !flags.intersects(OFlags::RDWR | OFlags::WRONLY)
+}
+
 impl Beside {
+    pub(crate) fn is_overlayfs(self) -> bool {
+        matches!(self, Self::Overlayfs | Self::OverlayfsByKernel)
+    }
+
+    /// How the mount beside it is to serve.
+    pub(crate) fn options(self) -> &'static [&'static str] {
+        match self {
+            // What of the image is open before it is written to goes on with what is written.
+            Self::Directory => &["-o", "passthrough=2M"],
+            Self::Overlayfs => &[],
+            Self::OverlayfsByKernel => &["-o", "passthrough=all"],
+            Self::DirectoryUnopened => &["-o", "noopen"],
+        }
+    }
+
     /// Whether the kernel has overlayfs.
     pub(crate) fn overlayfs_is_there() -> bool {
         let known = std::fs::read_to_string("/proc/filesystems").unwrap();
@@ -79,14 +110,14 @@ impl Beside {
     /// Its root in a sandbox.
     pub(crate) fn root(self, sandbox: &Sandbox) -> PathBuf {
         match self {
-            Self::Directory => sandbox.at(TREE),
-            Self::Overlayfs => sandbox.at("overlay"),
+            Self::Directory | Self::DirectoryUnopened => sandbox.at(TREE),
+            Self::Overlayfs | Self::OverlayfsByKernel => sandbox.at("overlay"),
         }
     }
 
     /// Mounts it, anew if it was mounted.
     pub(crate) fn remount(self, sandbox: &Sandbox) {
-        if self == Self::Directory {
+        if !self.is_overlayfs() {
             return;
         }
         let tree = sandbox.at(TREE);
@@ -120,32 +151,32 @@ impl Beside {
 
     pub(crate) fn unmount(self, sandbox: &Sandbox) {
         let at = sandbox.at("overlay");
-        if self == Self::Overlayfs && !mounts_below(&at).is_empty() {
+        if self.is_overlayfs() && !mounts_below(&at).is_empty() {
             unmount(&at, UnmountFlags::empty()).unwrap();
         }
     }
 
     /// Whether an operation is left out: RENAME_WHITEOUT, which a local filesystem has.
     pub(crate) fn leaves_out(self, op: &Op) -> bool {
-        self == Self::Directory && matches!(what(op), Op::Rename(_, _, 4))
+        !self.is_overlayfs() && matches!(what(op), Op::Rename(_, _, 4))
     }
 
     /// Whether both gave the same, as far as they should; `before` is what was done before.
     pub(crate) fn same(self, before: &[Op], op: &Op, want: Outcome, got: Outcome) -> bool {
         match what(op) {
             // Bytes of a descriptor from before; a link count of a directory.
-            Op::ReadHeld | Op::InHeldDir(4..) if self == Self::Overlayfs => {
+            Op::ReadHeld if self == Self::Overlayfs => want.map(|_| ()) == got.map(|_| ()),
+            Op::InHeldDir(4..) if self.is_overlayfs() => want.map(|_| ()) == got.map(|_| ()),
+            Op::More(More::Open(_, flags)) if self.is_overlayfs() && only_cuts(*flags) => {
                 want.map(|_| ()) == got.map(|_| ())
             }
-            Op::RemoveAcl(..) if self == Self::Overlayfs && want == Err(Errno::NODATA) => {
-                got == Ok(0)
-            }
+            Op::RemoveAcl(..) if self.is_overlayfs() && want == Err(Errno::NODATA) => got == Ok(0),
             Op::More(More::Seek(..) | More::SeekHeld(..)) => match self {
-                Self::Overlayfs => true,
+                Self::Overlayfs | Self::OverlayfsByKernel => true,
                 // Whether a range that was allocated and never written is data is for the
                 // filesystem to say, and ext4 says it by what lies in memory
                 // (mm/filemap.c:mapping_seek_hole_data()).
-                Self::Directory => {
+                Self::Directory | Self::DirectoryUnopened => {
                     let found = |outcome| matches!(outcome, Ok(_) | Err(Errno::NXIO));
                     let allocated = before.iter().any(allocates);
                     want == got || allocated && found(want) && found(got)

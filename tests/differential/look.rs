@@ -123,10 +123,10 @@ impl Comparison {
     /// does not know the number any more.
     pub(crate) fn compare(&mut self, other: &Side, mount: &Side, anew: bool, after: &str) {
         // overlayfs does not always say in a listing what it says of a file.
-        let numbered = self.beside != Beside::Overlayfs;
+        let numbered = !self.beside.is_overlayfs();
         let mut expected = look(&other.root, self.begun, numbered);
         let mut found = look(&mount.root, self.begun, true);
-        if self.beside == Beside::Overlayfs {
+        if self.beside.is_overlayfs() {
             let all = expected.values_mut().chain(found.values_mut());
             for (seen, _) in all.filter(|(seen, _)| seen.mode & 0o170_000 == 0o040_000) {
                 seen.nlink = 0;
@@ -172,7 +172,7 @@ impl Comparison {
                     "whether st_mtime of {at} went on with {after}"
                 );
                 // overlayfs changes that of a directory when it copies what is in it.
-                let passed_over = self.beside == Beside::Overlayfs;
+                let passed_over = self.beside.is_overlayfs();
                 assert!(
                     passed_over || theirs.ctime == was.ctime || ours.ctime != mount_was.ctime,
                     "st_ctime of {at} did not go on with {after}"
