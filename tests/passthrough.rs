@@ -393,6 +393,13 @@ for way, act in ways.items():
     fresh('roots', 0o4755)
     assert by(0, act, 'roots') == 0
     assert os.stat('roots').st_mode & 0o7777 == 0o4755 and euid('roots') == 0, (way, 'root')
+# Nobody but its owner takes it by a chown(2) that changes nothing.
+for name, user, left in (('roots', 1000, 0o4755), ('run', 2000, 0o4755), ('roots', 0, 0o755)):
+    if name == 'roots':
+        fresh('roots', 0o4755)
+    said = by(user, os.chown, name, -1, -1)
+    assert said in (0, errno.EPERM), said
+    assert os.stat(name).st_mode & 0o7777 == left and euid(name) == (0 if left & 0o4000 else 1000)
 # What was opened before it got set-user-ID.
 for user in (1000, 2000):
     fresh('later', 0o777)

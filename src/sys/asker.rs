@@ -7,7 +7,8 @@
 
 use std::fs::read_to_string;
 
-/// Bit of `CAP_FSETID` (capabilities(7)).
+/// Bits of capabilities(7).
+const CAP_FOWNER: u32 = 3;
 const CAP_FSETID: u32 = 4;
 
 const S_ISUID: u16 = 0o4000;
@@ -50,11 +51,28 @@ impl Asker {
         capable(&status, CAP_FSETID)
             && [("uid_map", uid), ("gid_map", group)]
                 .into_iter()
-                .all(|(map, id)| match (file(&pid, map), file("self", map)) {
-                    // One user namespace: its map says whom those above it know by these IDs.
-                    (Some(theirs), Some(ours)) => theirs == ours || maps(&theirs, id),
-                    _ => false,
-                })
+                .all(|(map, id)| self.has_in_namespace(map, id))
+    }
+
+    /// Whether the asker may change the attributes of a file of this user
+    /// (`fs/inode.c:inode_owner_or_capable()`).
+    #[must_use]
+    pub fn owns(&self, uid: u32) -> bool {
+        self.uid == uid
+            || self.pid != 0
+                && read_to_string(format!("/proc/{}/status", self.pid))
+                    .is_ok_and(|status| self.is_in(&status) && capable(&status, CAP_FOWNER))
+                && self.has_in_namespace("uid_map", uid)
+    }
+
+    /// Whether the asker's user namespace has an ID of ours.
+    fn has_in_namespace(&self, map: &str, id: u32) -> bool {
+        let file = |of: &str| read_to_string(format!("/proc/{of}/{map}"));
+        match (file(&self.pid.to_string()), file("self")) {
+            // One user namespace: its map says whom those above it know by these IDs.
+            (Ok(theirs), Ok(ours)) => theirs == ours || maps(&theirs, id),
+            _ => false,
+        }
     }
 
     /// Whether the asker may change a file's content without the file's losing set-user-ID and
@@ -181,6 +199,7 @@ mod tests {
             pid: 0,
         };
         assert!(!nobody.keeps_privileges());
+        assert!(nobody.owns(1) && !nobody.owns(2));
         for (perm, gid, left) in [
             (0o4755, 9, 0o755),
             (0o2755, 5, 0o755),
