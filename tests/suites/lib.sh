@@ -10,7 +10,7 @@
 # difference, and gives the exit status.
 #
 # Everything is mounted in a mount namespace of the script's own: nothing stays on the machine.
-# TARNFS=path takes a program; else it is built.
+# TARNFS=path takes a program; else it is built. OPTIONS=noopen (say) are mnt's mount options.
 # shellcheck shell=bash
 
 set -euo pipefail
@@ -118,7 +118,10 @@ side_mount() {
     mkdir -p "$at"
     case $1 in
         plain) mount --bind "$disk/root" "$at" ;;
-        mnt) "$TARNFS" mount --upper "$disk/upper" --work "$disk/work" "$work/image.tar" "$at" ;;
+        mnt)
+            "$TARNFS" mount ${OPTIONS:+-o "$OPTIONS"} --upper "$disk/upper" --work "$disk/work" \
+                "$work/image.tar" "$at"
+            ;;
         overlayfs) mount -t overlay overlay -o "$options" "$at" ;;
         fuse-overlayfs) fuse-overlayfs -o "$options" "$at" ;;
         user)
