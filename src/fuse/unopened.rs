@@ -69,7 +69,15 @@ impl Unopened {
 
     /// The kernel has nothing open of `nodeid` any more.
     pub(super) fn forget(&self, nodeid: INodeNo) {
-        let held = self.kept().files.remove(&nodeid);
+        let held = {
+            let mut kept = self.kept();
+            let held = kept.files.remove(&nodeid);
+            if held.is_some() {
+                kept.order.retain(|kept| *kept != nodeid);
+            }
+            held
+        };
+        // Closed when no lock is held.
         drop(held);
     }
 
