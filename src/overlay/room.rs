@@ -22,6 +22,9 @@ const MOMENT: Duration = Duration::from_millis(200);
 /// Bytes free below which a filesystem is nearly full, be it ever so large.
 const TIGHT: u64 = 64 << 20;
 
+/// The same while removed files are on their way out.
+const TIGHT_MEANWHILE: u64 = 1 << 30;
+
 /// The inodes that live on without a name.
 #[derive(Debug, Default)]
 pub(super) struct Leaving {
@@ -59,6 +62,11 @@ impl Leaving {
 
     fn left(&self) -> u64 {
         lock(&self.count).left
+    }
+
+    /// Whether there are any.
+    fn some(&self) -> bool {
+        lock(&self.count).leaving > 0
     }
 
     /// Waits until another one has left since `before`; `false` if none is to be expected, or it
@@ -142,8 +150,9 @@ impl Overlay {
         }
     }
 
-    /// Whether the upper's filesystem is nearly full: who writes to it is better served by
-    /// [`Self::write`], which waits for room, than by the kernel alone.
+    /// Whether the upper's filesystem is nearly full, or half full while removed files are on their
+    /// way out: who writes to it is better served by [`Self::write`], which waits for room, than by
+    /// the kernel alone.
     #[must_use]
     pub fn is_tight(&self) -> bool {
         let Some(upper) = &self.upper else {
@@ -151,8 +160,10 @@ impl Overlay {
         };
         // What cannot be told is no reason to be slow.
         rustix::fs::fstatvfs(upper.root()).is_ok_and(|s| {
-            let tight = (s.f_blocks / 16).min(TIGHT / s.f_frsize.max(1));
-            s.f_bfree <= tight
+            let at_most = |share: u64, bytes: u64| {
+                s.f_bfree <= (s.f_blocks / share).min(bytes / s.f_frsize.max(1))
+            };
+            at_most(16, TIGHT) || self.table.leaving().some() && at_most(2, TIGHT_MEANWHILE)
         })
     }
 
