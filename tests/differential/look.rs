@@ -125,7 +125,9 @@ impl Comparison {
         // overlayfs does not always say in a listing what it says of a file.
         let numbered = !self.beside.is_overlayfs();
         let mut expected = look(&other.root, self.begun, numbered);
-        let mut found = look(&mount.root, self.begun, true);
+        // Nor does a listing of ours tell the number of a file that is open from before its copy-up.
+        let ours = self.beside != Beside::OverlayfsByKernel;
+        let mut found = look(&mount.root, self.begun, ours);
         if self.beside.is_overlayfs() {
             let all = expected.values_mut().chain(found.values_mut());
             for (seen, _) in all.filter(|(seen, _)| seen.mode & 0o170_000 == 0o040_000) {
