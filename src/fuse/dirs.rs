@@ -9,39 +9,34 @@ use fuser::{
     ReplyOpen,
 };
 
-use super::convert::{bare_attr, file_type, handle};
+use super::convert::{bare_attr, file_type};
 use super::entries::{Shown, reply_empty};
 use super::{Adapter, Answer, FOREVER, NO_GENERATION, errno, guarded};
-use crate::overlay::{DirEntry, Listings};
+use crate::overlay::DirEntry;
 
-/// Every change of a directory goes through this mount, and the kernel drops its copy of a listing
-/// then (fs/fuse/dir.c:fuse_dir_changed()).
-fn flags(listings: Listings) -> FopenFlags {
-    match listings {
-        Listings::Kept => FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE,
-        Listings::Anew => FopenFlags::FOPEN_CACHE_DIR,
-        // Without the second the copy would be dropped, which others still read.
-        Listings::Uncached => FopenFlags::FOPEN_KEEP_CACHE,
-    }
-}
+/// What the kernel may do with listings: answer from what it has kept, and keep what it reads.
+/// Every change of a directory goes through this mount, and the kernel drops its copy then
+/// (fs/fuse/dir.c:fuse_dir_changed()).
+const KEPT: FopenFlags = FopenFlags::FOPEN_CACHE_DIR.union(FopenFlags::FOPEN_KEEP_CACHE);
 
 impl Adapter {
     pub(super) fn on_opendir(&self, nodeid: INodeNo, reply: ReplyOpen) {
         tracing::trace!(op = "opendir", ino = %nodeid);
-        match guarded("opendir", || {
-            self.overlay.opendir(self.ino(nodeid)).map_err(errno)
-        }) {
-            Ok(opened) => reply.opened(FileHandle(opened.handle.0), flags(opened.listings)),
-            Err(errno) => reply.error(errno),
+        if self.opens_dirs {
+            reply.opened(FileHandle(0), KEPT);
+        } else {
+            // Once; then the kernel opens and closes directories without a request, with the same
+            // flags (fs/fuse/file.c:fuse_file_open()).
+            reply.error(Errno::ENOSYS);
         }
     }
 
-    pub(super) fn on_readdir(&self, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        tracing::trace!(op = "readdir", fh = fh.0, offset);
+    pub(super) fn on_readdir(&self, nodeid: INodeNo, offset: u64, mut reply: ReplyDirectory) {
+        tracing::trace!(op = "readdir", ino = %nodeid, offset);
         let mut taken = 0_usize;
         let answer = guarded("readdir", || {
             self.overlay
-                .readdir(handle(fh), offset, &mut |e| {
+                .readdir(self.ino(nodeid), offset, &mut |e| {
                     let name = OsStr::from_bytes(e.name);
                     if reply.add(INodeNo(e.ino), e.next, file_type(e.kind), name) {
                         return ControlFlow::Break(());
@@ -59,16 +54,16 @@ impl Adapter {
 
     pub(super) fn on_readdirplus(
         &self,
-        fh: FileHandle,
+        nodeid: INodeNo,
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
-        tracing::trace!(op = "readdirplus", fh = fh.0, offset);
+        tracing::trace!(op = "readdirplus", ino = %nodeid, offset);
         let mut taken = 0_usize;
         let answer = guarded("readdirplus", || {
             let mut failed = Ok(());
             self.overlay
-                .readdirplus(handle(fh), offset, &mut |e| {
+                .readdirplus(self.ino(nodeid), offset, &mut |e| {
                     let shown = match self.plus(&e) {
                         Ok(shown) => shown,
                         Err(errno) => {
@@ -94,38 +89,36 @@ impl Adapter {
         }
     }
 
-    /// What goes with an entry of READDIRPLUS. `.` and `..` have nothing: the kernel links no
-    /// inode for them and counts no lookup (fs/fuse/readdir.c:fuse_direntplus_link()).
+    /// What goes with an entry of READDIRPLUS.
     fn plus(&self, e: &DirEntry<'_>) -> Answer<Shown> {
         match e.entry {
             Some(entry) => self.shown_in_listing(entry),
-            None if matches!(e.name, b"." | b"..") => Ok(Shown {
-                attr: bare_attr(e.ino, e.kind),
-                generation: NO_GENERATION,
-                holds: FOREVER,
-            }),
-            None => Err(Errno::EIO),
+            None => dots(e),
         }
     }
 
-    pub(super) fn on_releasedir(&self, fh: FileHandle, reply: ReplyEmpty) {
-        tracing::trace!(op = "releasedir", fh = fh.0);
-        let answer = guarded("releasedir", || {
-            self.overlay.releasedir(handle(fh));
-            Ok(())
-        });
-        reply_empty(answer, reply);
-    }
-
-    pub(super) fn on_fsyncdir(&self, fh: FileHandle, reply: ReplyEmpty) {
-        tracing::trace!(op = "fsyncdir", fh = fh.0);
+    pub(super) fn on_fsyncdir(&self, nodeid: INodeNo, reply: ReplyEmpty) {
+        tracing::trace!(op = "fsyncdir", ino = %nodeid);
         reply_empty(
             guarded("fsyncdir", || {
-                self.overlay.fsyncdir(handle(fh)).map_err(errno)
+                self.overlay.fsyncdir(self.ino(nodeid)).map_err(errno)
             }),
             reply,
         );
     }
+}
+
+/// `.` and `..` go without attributes: the kernel links no inode for them and counts no lookup
+/// (fs/fuse/readdir.c:fuse_direntplus_link()).
+fn dots(e: &DirEntry<'_>) -> Answer<Shown> {
+    if !matches!(e.name, b"." | b"..") {
+        return Err(Errno::EIO);
+    }
+    Ok(Shown {
+        attr: bare_attr(e.ino, e.kind),
+        generation: NO_GENERATION,
+        holds: FOREVER,
+    })
 }
 
 /// An error behind entries that were taken is answered at the next request, which starts there:
@@ -137,6 +130,27 @@ fn listed(answer: Answer<()>, taken: usize) -> Answer<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::inode::Kind;
+
+    #[test]
+    fn only_dots_go_without_attributes() {
+        let entry = |name| DirEntry {
+            name,
+            ino: 7,
+            kind: Kind::Dir,
+            next: 1,
+            entry: None,
+        };
+        for name in [&b"."[..], b".."] {
+            assert_eq!(
+                dots(&entry(name)).map(|shown| shown.attr.ino),
+                Ok(INodeNo(7))
+            );
+        }
+        for name in [&b"..."[..], b"x", b""] {
+            assert_eq!(dots(&entry(name)).map(|_| ()), Err(Errno::EIO));
+        }
+    }
 
     #[test]
     fn an_error_waits_behind_entries() {

@@ -171,20 +171,24 @@ impl Adapter {
         reply: ReplyEmpty,
     ) {
         tracing::trace!(op = "rename", ?from, ?to, ?flags);
-        reply_empty(
-            guarded("rename", || {
-                self.overlay
-                    .rename(
-                        self.ino(from.0),
-                        &name(from.1)?,
-                        self.ino(to.0),
-                        &name(to.1)?,
-                        flags.bits(),
-                    )
-                    .map_err(errno)
-            }),
-            reply,
-        );
+        let answer = guarded("rename", || {
+            let moved = self
+                .overlay
+                .rename(
+                    self.ino(from.0),
+                    &name(from.1)?,
+                    self.ino(to.0),
+                    &name(to.1)?,
+                    flags.bits(),
+                )
+                .map_err(errno)?;
+            for dir in moved {
+                // The kernel's copy of its listing has the old number of `..`.
+                self.opens.drop_pages(INodeNo(dir.0));
+            }
+            Ok(())
+        });
+        reply_empty(answer, reply);
     }
 
     fn reply_entry(&self, answer: Answer<Entry>, reply: ReplyEntry) {

@@ -35,17 +35,18 @@ const WANTED: InitFlags = InitFlags::FUSE_DO_READDIRPLUS
     // inode that it has none (SB_NOSEC), where it would else ask for security.capability before
     // each write.
     .union(InitFlags::FUSE_HANDLE_KILLPRIV_V2)
+    // Directories are opened without asking: a request names the directory and a position.
+    .union(InitFlags::FUSE_NO_OPENDIR_SUPPORT)
     .union(InitFlags::FUSE_DONT_MASK);
 
-/// Agrees on features; answers whether the kernel takes backing files, if they are wanted.
-pub(super) fn negotiate(config: &mut KernelConfig, passthrough: bool) -> io::Result<bool> {
+/// Agrees on features and gives them; FUSE_PASSTHROUGH is asked for if backing files are wanted.
+pub(super) fn negotiate(config: &mut KernelConfig, passthrough: bool) -> io::Result<InitFlags> {
     let mut wanted = WANTED;
     if passthrough {
         wanted |= InitFlags::FUSE_PASSTHROUGH;
     }
     let agreed = wanted & config.capabilities();
-    let passthrough = agreed.contains(InitFlags::FUSE_PASSTHROUGH);
-    if passthrough {
+    if agreed.contains(InitFlags::FUSE_PASSTHROUGH) {
         // One filesystem below, and room for an overlayfs above.
         config
             .set_max_stack_depth(1)
@@ -67,7 +68,7 @@ pub(super) fn negotiate(config: &mut KernelConfig, passthrough: bool) -> io::Res
     // max_readahead stays the kernel's offer: it can be lowered here, not raised (the mount
     // raises the bdi's read_ahead_kb instead).
     tracing::debug!(abi = ?config.kernel_abi(), ?agreed, "connected");
-    Ok(passthrough)
+    Ok(agreed)
 }
 
 /// Threads, and no filter of users.

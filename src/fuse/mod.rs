@@ -34,9 +34,10 @@ use std::time::{Duration, SystemTime};
 
 use fuser::{
     BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, Generation, INodeNo,
-    IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
-    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
-    ReplyStatfs, ReplyWrite, ReplyXattr, Request, Session, SessionACL, TimeOrNow, WriteFlags,
+    InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
+    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek,
+    ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, Session, SessionACL, TimeOrNow,
+    WriteFlags,
 };
 
 use crate::overlay::{self, Ino, Overlay};
@@ -107,6 +108,7 @@ impl Connection {
             overlay,
             opens: Arc::clone(&opens),
             unopened: settings.noopen.then(Unopened::default),
+            opens_dirs: true,
             spin: Spin::new(&device)?,
         };
         let session = Session::from_fd(adapter, device, acl, init::session_config(acl))?;
@@ -132,6 +134,8 @@ struct Adapter {
     opens: Arc<Opens>,
     /// With [`Settings::noopen`].
     unopened: Option<Unopened>,
+    /// The kernel cannot do without OPENDIR.
+    opens_dirs: bool,
     spin: Spin,
 }
 
@@ -171,9 +175,11 @@ fn errno(error: overlay::Error) -> Errno {
 /// A line or two a request; each goes to the method of the same name in a file of its theme.
 impl Filesystem for Adapter {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        if !init::negotiate(config, self.opens.passthrough())? {
+        let agreed = init::negotiate(config, self.opens.passthrough())?;
+        if !agreed.contains(InitFlags::FUSE_PASSTHROUGH) {
             self.opens.no_passthrough();
         }
+        self.opens_dirs = !agreed.contains(InitFlags::FUSE_NO_OPENDIR_SUPPORT);
         Ok(())
     }
 
@@ -452,46 +458,45 @@ impl Filesystem for Adapter {
     fn readdir(
         &self,
         _req: &Request,
-        _ino: INodeNo,
-        fh: FileHandle,
+        ino: INodeNo,
+        _fh: FileHandle,
         offset: u64,
         reply: ReplyDirectory,
     ) {
         let _turn = self.spin.turn();
-        self.on_readdir(fh, offset, reply);
+        self.on_readdir(ino, offset, reply);
     }
     fn readdirplus(
         &self,
         _req: &Request,
-        _ino: INodeNo,
-        fh: FileHandle,
+        ino: INodeNo,
+        _fh: FileHandle,
         offset: u64,
         reply: ReplyDirectoryPlus,
     ) {
         let _turn = self.spin.turn();
-        self.on_readdirplus(fh, offset, reply);
+        self.on_readdirplus(ino, offset, reply);
     }
     fn releasedir(
         &self,
         _req: &Request,
         _ino: INodeNo,
-        fh: FileHandle,
+        _fh: FileHandle,
         _flags: OpenFlags,
         reply: ReplyEmpty,
     ) {
-        let _turn = self.spin.turn();
-        self.on_releasedir(fh, reply);
+        reply.ok();
     }
     fn fsyncdir(
         &self,
         _req: &Request,
-        _ino: INodeNo,
-        fh: FileHandle,
+        ino: INodeNo,
+        _fh: FileHandle,
         _datasync: bool,
         reply: ReplyEmpty,
     ) {
         let _turn = self.spin.turn();
-        self.on_fsyncdir(fh, reply);
+        self.on_fsyncdir(ino, reply);
     }
 
     // ---- xattrs.rs

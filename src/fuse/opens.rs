@@ -307,11 +307,20 @@ impl Opens {
 
     /// What the kernel knows of the attributes holds no longer.
     pub(super) fn ask_again(&self, nodeid: INodeNo) {
+        // A negative offset: no pages.
+        self.invalidate(nodeid, -1);
+    }
+
+    /// Nor does what it has kept of the content, or of the listing.
+    pub(super) fn drop_pages(&self, nodeid: INodeNo) {
+        self.invalidate(nodeid, 0);
+    }
+
+    fn invalidate(&self, nodeid: INodeNo, offset: i64) {
         let Some(notifier) = self.notifier.get() else {
             return;
         };
-        // A negative offset: no pages.
-        if let Err(error) = notifier.inval_inode(nodeid, -1, 0) {
+        if let Err(error) = notifier.inval_inode(nodeid, offset, 0) {
             tracing::debug!(ino = %nodeid, "the kernel was not told: {error}");
         }
     }

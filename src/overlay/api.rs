@@ -17,7 +17,7 @@ pub struct Ino(pub u64);
 /// The root directory of a mount (`FUSE_ROOT_ID`).
 pub const ROOT_INO: Ino = Ino(1);
 
-/// An open file or directory. Unique for the life of an overlay.
+/// An open file. Unique for the life of an overlay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Handle(pub u64);
 
@@ -90,26 +90,6 @@ pub enum Bytes {
     Upper(Arc<OwnedFd>),
 }
 
-/// An opened directory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct OpenedDir {
-    /// What it is named by.
-    pub handle: Handle,
-    /// What the kernel may do with listings.
-    pub listings: Listings,
-}
-
-/// What the kernel may do with listings of a directory that it opens.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Listings {
-    /// Answer from what it has kept, and keep what it reads.
-    Kept,
-    /// Keep what it reads; what it has kept is no longer right.
-    Anew,
-    /// Neither: something that it keeps by another descriptor may be older than this one.
-    Uncached,
-}
-
 /// One entry of a listing.
 #[derive(Debug, Clone, Copy)]
 pub struct DirEntry<'a> {
@@ -119,7 +99,8 @@ pub struct DirEntry<'a> {
     pub ino: u64,
     /// Its type (`d_type`).
     pub kind: Kind,
-    /// Offset to go on from after this entry (`d_off`); the entry's own, whoever reads.
+    /// Offset to go on from after this entry (`d_off`): leads there whoever reads, whenever. It is
+    /// one number as long as the directory does not change.
     pub next: u64,
     /// With [`Overlay::readdirplus`](super::Overlay::readdirplus): what a lookup of it gives,
     /// counted as one lookup if the entry is taken. `None` for `.` and `..`.

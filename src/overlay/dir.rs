@@ -1,130 +1,90 @@
-//! Open directories, and reading them.
+//! Listing directories.
 //!
-//! A directory of the image alone is listed from the index. Of one that the upper holds, a
-//! descriptor keeps the [`Listing`] that it began with until it is read from the start, or
-//! elsewhere, again: removing what was listed, piece by piece, does not merge the directory anew
-//! for each piece. What is where does not depend on that: positions belong to the entries.
+//! Nothing is opened: a request names the directory and a position. A directory of the image alone
+//! is listed from the index. Of one that the upper holds, the [`Listing`] that was read from last
+//! serves whoever goes on where it was read to: removing what was listed, piece by piece, does not
+//! merge the directory anew for each piece. What is where does not depend on that: positions belong
+//! to the entries.
 //!
-//! The kernel keeps listings as well. Two descriptors may fill its copy together, one with what
-//! was there before a change, so a descriptor that is opened after a change goes without the copy
-//! while one from before it is open ([`Listings`]).
+//! The kernel keeps listings as well, and two descriptors may fill its copy together, one with what
+//! was there before a change. So a position says besides which state of the directory its listing
+//! began with: the kernel appends to its copy, and goes on from it, only where positions are equal
+//! (fs/fuse/readdir.c:fuse_add_dirent_to_cache(), fuse_parse_cache()).
 
+use std::collections::VecDeque;
 use std::ops::ControlFlow;
 use std::os::fd::AsFd;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
-use super::error::{Doing, refuse};
+use super::error::Doing;
 use super::listing::{DOTS, Listing};
 use super::node::{Node, lock};
-use super::{DirEntry, Entry, Error, Handle, Ino, Listings, OpenedDir, Overlay, Result, Target};
+use super::{DirEntry, Entry, Error, Ino, Overlay, Result, Target};
 use crate::inode::Kind;
 use crate::lower::{LowerEntry, Nid};
 use crate::name::Name;
 use crate::sys::fs;
 
-/// An open directory.
-#[derive(Debug)]
-pub(super) struct OpenDir {
-    ino: Ino,
-    /// [`DirState::changes`](super::node::DirState::changes) when it was opened.
-    opened: u64,
-    listings: Listings,
-    progress: Mutex<Progress>,
-}
+/// Where the state stands in a position: above all that [`Listing`] and the index give, below the
+/// mark of hashes.
+const STATE_SHIFT: u32 = 50;
+const STATE: u64 = 0xff << STATE_SHIFT;
 
-impl OpenDir {
-    pub(super) fn is_of(&self, ino: Ino) -> bool {
-        self.ino == ino
-    }
-}
-
-/// How far a descriptor has read.
+/// What has been told of a directory of the upper.
 #[derive(Debug, Default)]
-struct Progress {
-    listing: Option<Arc<Listing>>,
+pub(super) struct Told {
+    /// [`DirState::changes`](super::node::DirState::changes) when a listing last began.
+    changes: u64,
+    /// Counts the states that listings began with.
+    state: u8,
+    listing: Weak<Listing>,
     /// Where the last request began, and the last position that its answer gave. The next one
     /// goes on from there, or from before: not all that is answered need be wanted.
     from: u64,
     to: u64,
 }
 
-/// Which directories the kernel's copy of a listing may have as `..`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) enum Dotdot {
-    /// Where it was in the image, if it was listed then.
-    #[default]
-    Image,
-    /// There is no copy.
-    None,
-    /// This one.
-    One(u64),
-    /// More than one: it moved while it was listed.
-    Several,
+impl Told {
+    /// A listing begins.
+    fn begin(&mut self, changes: u64) {
+        if self.changes != changes {
+            self.changes = changes;
+            self.begin_anew();
+        }
+    }
+
+    /// No listing from before is like those that begin now.
+    pub(super) fn begin_anew(&mut self) {
+        self.state = self.state.wrapping_add(1);
+    }
+}
+
+/// The listings that were read from last, whoever reads on in them.
+#[derive(Debug, Default)]
+pub(super) struct Lately(Mutex<VecDeque<Arc<Listing>>>);
+
+impl Lately {
+    const MOST: usize = 16;
+
+    fn keep(&self, listing: &Arc<Listing>) {
+        let mut kept = lock(&self.0);
+        if kept.iter().any(|kept| Arc::ptr_eq(kept, listing)) {
+            return;
+        }
+        kept.push_back(Arc::clone(listing));
+        let dropped = (kept.len() > Self::MOST).then(|| kept.pop_front());
+        drop(kept);
+        drop(dropped);
+    }
 }
 
 /// What a listing calls for each entry, and a lookup of it where one is asked for.
 type Each<'a> = &'a mut dyn FnMut(DirEntry<'_>) -> ControlFlow<()>;
 
 impl Overlay {
-    /// Opens a directory for listing.
-    ///
-    /// # Errors
-    /// ENOTDIR, ESTALE.
-    pub fn opendir(&self, ino: Ino) -> Result<OpenedDir> {
-        let target = self.directory(ino)?;
-        let (opened, listings) = match &target {
-            // Nothing has changed in it.
-            Target::Lower(_) => (0, Listings::Kept),
-            Target::Upper(node) => {
-                let changes = node.dir.changes();
-                (changes, self.listings(&target, node, changes)?)
-            }
-        };
-        let handle = self.handle();
-        self.dirs.insert(
-            handle.0,
-            Arc::new(OpenDir {
-                ino,
-                opened,
-                listings,
-                progress: Mutex::default(),
-            }),
-        );
-        Ok(OpenedDir { handle, listings })
-    }
-
-    fn listings(&self, dir: &Target, node: &Node, changes: u64) -> Result<Listings> {
-        let older = self.dirs.iter().any(|open| {
-            open.is_of(node.ino) && open.opened != changes && open.listings != Listings::Uncached
-        });
-        if older {
-            return Ok(Listings::Uncached);
-        }
-        let parent = self.parent_of(dir)?;
-        let parent = self.ino_of(&parent);
-        let mut dotdot = lock(&node.dir.dotdot);
-        match self.dotdot(node, *dotdot)? {
-            Dotdot::None => Ok(Listings::Kept),
-            Dotdot::One(ino) if ino == parent => Ok(Listings::Kept),
-            _ => {
-                *dotdot = Dotdot::None;
-                Ok(Listings::Anew)
-            }
-        }
-    }
-
-    /// Without [`Dotdot::Image`].
-    fn dotdot(&self, node: &Node, dotdot: Dotdot) -> Result<Dotdot> {
-        Ok(match (dotdot, node.lower) {
-            (Dotdot::Image, Some(nid)) => Dotdot::One(self.lower_ino(self.lower.parent(nid)?).0),
-            (Dotdot::Image, None) => Dotdot::None,
-            (known, _) => known,
-        })
-    }
-
     pub(super) fn ino_of(&self, target: &Target) -> u64 {
         match target {
             Target::Lower(nid) => self.lower_ino(*nid).0,
@@ -132,18 +92,13 @@ impl Overlay {
         }
     }
 
-    /// Closes a directory.
-    pub fn releasedir(&self, handle: Handle) {
-        self.dirs.remove(&handle.0);
-    }
-
-    /// Calls `each` for the entries behind `offset` (0 = the start) until it breaks; the entry
-    /// that it broke at is not taken.
+    /// Calls `each` for the entries of the directory behind `offset` (0 = the start) until it
+    /// breaks; the entry that it broke at is not taken.
     ///
     /// # Errors
-    /// EBADF, EIO.
-    pub fn readdir(&self, handle: Handle, offset: u64, each: Each<'_>) -> Result<()> {
-        self.read_listing(handle, offset, false, each)
+    /// ENOTDIR, ESTALE, EIO.
+    pub fn readdir(&self, dir: Ino, offset: u64, each: Each<'_>) -> Result<()> {
+        self.read_listing(dir, offset, false, each)
     }
 
     /// As [`Self::readdir`], with [`DirEntry::entry`] filled in; each that is taken counts as a
@@ -151,16 +106,16 @@ impl Overlay {
     ///
     /// # Errors
     /// As [`Self::readdir`].
-    pub fn readdirplus(&self, handle: Handle, offset: u64, each: Each<'_>) -> Result<()> {
-        self.read_listing(handle, offset, true, each)
+    pub fn readdirplus(&self, dir: Ino, offset: u64, each: Each<'_>) -> Result<()> {
+        self.read_listing(dir, offset, true, each)
     }
 
     /// fsync(2) of a directory.
     ///
     /// # Errors
-    /// EIO.
-    pub fn fsyncdir(&self, handle: Handle) -> Result<()> {
-        match self.target(self.open_dir(handle)?.ino)? {
+    /// ENOTDIR, ESTALE, EIO.
+    pub fn fsyncdir(&self, dir: Ino) -> Result<()> {
+        match self.directory(dir)? {
             Target::Upper(node) if !self.options.volatile => {
                 let fd = self.open_node(&node, OFlags::RDONLY | OFlags::DIRECTORY)?;
                 fs::sync(fd.as_fd(), false).doing("syncing")
@@ -169,44 +124,47 @@ impl Overlay {
         }
     }
 
-    fn open_dir(&self, handle: Handle) -> Result<Arc<OpenDir>> {
-        match self.dirs.get(&handle.0) {
-            Some(dir) => Ok(Arc::clone(&dir)),
-            None => refuse(Errno::BADF),
-        }
-    }
-
-    fn read_listing(&self, handle: Handle, offset: u64, plus: bool, each: Each<'_>) -> Result<()> {
-        let dir = self.open_dir(handle)?;
+    fn read_listing(&self, dir: Ino, offset: u64, plus: bool, each: Each<'_>) -> Result<()> {
+        let target = self.directory(dir)?;
+        let state = match &target {
+            Target::Upper(node) if offset == 0 => {
+                let mut told = lock(&node.dir.told);
+                told.begin(node.dir.changes());
+                u64::from(told.state) << STATE_SHIFT
+            }
+            _ => offset & STATE,
+        };
+        let offset = offset & !STATE;
         let mut to = offset;
         let mut each = |entry: DirEntry<'_>| {
             let next = entry.next;
-            let flow = each(entry);
+            let flow = each(DirEntry {
+                next: next | state,
+                ..entry
+            });
             if flow.is_continue() {
                 to = next;
             }
             flow
         };
-        let target = self.target(dir.ino)?;
-        if offset >= DOTS
-            || self
-                .read_dots(&target, &dir, offset, &mut each)?
-                .is_continue()
-        {
-            match target {
-                Target::Upper(node) => self.read_merged(&dir, &node, offset, plus, &mut each)?,
-                Target::Lower(nid) => self.read_lower(&dir, nid, offset, plus, &mut each)?,
+        if offset < DOTS && self.read_dots(&target, dir, offset, &mut each)?.is_break() {
+            return Ok(());
+        }
+        match target {
+            Target::Lower(nid) => self.read_lower(dir, nid, offset, plus, &mut each),
+            Target::Upper(node) => {
+                self.read_merged(&node, offset, plus, &mut each)?;
+                let mut told = lock(&node.dir.told);
+                (told.from, told.to) = (offset, to);
+                Ok(())
             }
         }
-        let mut progress = lock(&dir.progress);
-        (progress.from, progress.to) = (offset, to);
-        Ok(())
     }
 
     fn read_dots(
         &self,
         target: &Target,
-        dir: &OpenDir,
+        dir: Ino,
         offset: u64,
         each: Each<'_>,
     ) -> Result<ControlFlow<()>> {
@@ -219,27 +177,16 @@ impl Overlay {
                 entry: None,
             })
         };
-        if offset == 0 && dot(b".", dir.ino.0, 1).is_break() {
+        if offset == 0 && dot(b".", dir.0, 1).is_break() {
             return Ok(ControlFlow::Break(()));
         }
         let parent = self.parent_of(target)?;
-        let parent = self.ino_of(&parent);
-        if let Target::Upper(node) = target
-            && dir.listings != Listings::Uncached
-        {
-            let mut dotdot = lock(&node.dir.dotdot);
-            *dotdot = match self.dotdot(node, *dotdot)? {
-                Dotdot::None => Dotdot::One(parent),
-                Dotdot::One(ino) if ino == parent => Dotdot::One(ino),
-                _ => Dotdot::Several,
-            };
-        }
-        Ok(dot(b"..", parent, DOTS))
+        Ok(dot(b"..", self.ino_of(&parent), DOTS))
     }
 
     fn read_lower(
         &self,
-        dir: &OpenDir,
+        dir: Ino,
         nid: Nid,
         offset: u64,
         plus: bool,
@@ -250,7 +197,7 @@ impl Overlay {
         self.lower.readdir(nid, from, &mut |found| {
             let mut entry = None;
             if plus {
-                match self.found_still(dir.ino, &found) {
+                match self.found_still(dir, &found) {
                     Ok(Some(found)) => entry = Some(found),
                     Ok(None) => return ControlFlow::Continue(()),
                     Err(error) => {
@@ -279,15 +226,8 @@ impl Overlay {
         target.map(|target| self.entry(&target)).transpose()
     }
 
-    fn read_merged(
-        &self,
-        dir: &OpenDir,
-        node: &Arc<Node>,
-        offset: u64,
-        plus: bool,
-        each: Each<'_>,
-    ) -> Result<()> {
-        let listing = self.listing_at(dir, node, offset)?;
+    fn read_merged(&self, node: &Arc<Node>, offset: u64, plus: bool, each: Each<'_>) -> Result<()> {
+        let listing = self.listing_at(node, offset)?;
         let target = Target::Upper(Arc::clone(node));
         for listed in listing.behind(offset.max(DOTS)) {
             let mut entry = None;
@@ -307,20 +247,21 @@ impl Overlay {
         Ok(())
     }
 
-    /// What a descriptor is to read at `offset`: what it has read before where it goes on, else
-    /// what is there now.
-    fn listing_at(&self, dir: &OpenDir, node: &Arc<Node>, offset: u64) -> Result<Arc<Listing>> {
+    /// What is to be read at `offset`: what was read before where it goes on, else what is there
+    /// now.
+    fn listing_at(&self, node: &Arc<Node>, offset: u64) -> Result<Arc<Listing>> {
         {
-            let progress = lock(&dir.progress);
-            let goes_on = progress.from < offset && offset <= progress.to;
-            if let Some(listing) = &progress.listing
+            let told = lock(&node.dir.told);
+            let goes_on = told.from < offset && offset <= told.to;
+            if let Some(listing) = told.listing.upgrade()
                 && (goes_on || listing.is_current(node))
             {
-                return Ok(Arc::clone(listing));
+                return Ok(listing);
             }
         }
         let listing = self.listing_of(node)?;
-        lock(&dir.progress).listing = Some(Arc::clone(&listing));
+        lock(&node.dir.told).listing = Arc::downgrade(&listing);
+        self.read_lately.keep(&listing);
         Ok(listing)
     }
 

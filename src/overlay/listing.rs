@@ -34,7 +34,7 @@ const HASHED: u64 = 1 << 62;
 fn hashed(name: &Name) -> u64 {
     let mut hasher = DefaultHasher::new();
     hasher.write(name.as_bytes());
-    HASHED | (hasher.finish() >> 3)
+    HASHED | (hasher.finish() >> 15)
 }
 
 /// An entry.

@@ -102,10 +102,7 @@ impl Overlay {
 
     /// Takes back `lookups` counted lookups of `ino`.
     pub fn forget(&self, ino: Ino, lookups: u64) {
-        let held = || {
-            self.files.iter().any(|file| file.is_of(ino))
-                || self.dirs.iter().any(|dir| dir.is_of(ino))
-        };
+        let held = || self.files.iter().any(|file| file.is_of(ino));
         self.table.forget(ino.0, lookups, held);
     }
 

@@ -81,7 +81,7 @@ pub struct Overlay {
     root: Arc<Node>,
     table: Arc<Table>,
     files: DashMap<u64, Arc<file::OpenFile>>,
-    dirs: DashMap<u64, Arc<dir::OpenDir>>,
+    read_lately: dir::Lately,
     next_handle: AtomicU64,
     /// What inodes which only the lower holds have lost, where that is known.
     lost: DashMap<Nid, links::Lost>,
@@ -162,7 +162,7 @@ impl Overlay {
             root,
             table,
             files: DashMap::new(),
-            dirs: DashMap::new(),
+            read_lately: dir::Lately::default(),
             next_handle: AtomicU64::new(1),
             lost: DashMap::new(),
             fresh: true,
@@ -197,13 +197,10 @@ impl Overlay {
         self.lower
     }
 
-    /// Number of inodes and open handles that are kept in memory.
+    /// Number of inodes and open files that are kept in memory.
     #[must_use]
     pub fn in_memory(&self) -> (usize, usize) {
-        (
-            self.table.len(),
-            self.files.len().saturating_add(self.dirs.len()),
-        )
+        (self.table.len(), self.files.len())
     }
 
     /// Writes what the upper's filesystem still holds in memory to disk; called once, when the

@@ -18,7 +18,7 @@ use dashmap::DashMap;
 use dashmap::mapref::entry::Entry as Slots;
 
 use super::Ino;
-use super::dir::Dotdot;
+use super::dir::Told;
 use super::listing::Listing;
 use super::order::{Class, Held, Lock};
 use super::room::{Leaving, Orphan};
@@ -154,10 +154,10 @@ pub(super) struct DirState {
     pub(super) subdirs: Mutex<Option<u32>>,
     /// How often a change of its names began or ended: odd while one is under way.
     changes: AtomicU64,
-    /// The last list of its entries, while somebody reads it.
+    /// The last list of its entries, while somebody reads it or did so lately.
     pub(super) listing: Mutex<Weak<Listing>>,
-    /// What the kernel may know as its parent.
-    pub(super) dotdot: Mutex<Dotdot>,
+    /// What listings have told of it.
+    pub(super) told: Mutex<Told>,
 }
 
 /// The directory is marked impure.

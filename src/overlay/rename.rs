@@ -12,7 +12,7 @@ use rustix::io::Errno;
 
 use super::error::{Doing, refuse};
 use super::lookup::Origin;
-use super::node::{FACT_OPAQUE, FACT_XWHITEOUTS, Link, Node, places_mut};
+use super::node::{FACT_OPAQUE, FACT_XWHITEOUTS, Link, Node, lock, places_mut};
 use super::remove::gone;
 use super::{Error, Ino, Overlay, Result, Target};
 use crate::inode::Kind;
@@ -41,7 +41,8 @@ impl Side<'_> {
 }
 
 impl Overlay {
-    /// renameat2(2); `flags` may be RENAME_NOREPLACE or RENAME_EXCHANGE.
+    /// renameat2(2); `flags` may be RENAME_NOREPLACE or RENAME_EXCHANGE. Gives the directories that
+    /// have another parent now: listings from before name the old one as `..`.
     ///
     /// # Errors
     /// ENOENT, EEXIST, EISDIR, ENOTDIR, ENOTEMPTY, EROFS; EINVAL for RENAME_WHITEOUT (a whiteout
@@ -54,7 +55,7 @@ impl Overlay {
         new_parent: Ino,
         new_name: &Name,
         flags: u32,
-    ) -> Result<()> {
+    ) -> Result<Vec<Ino>> {
         self.writable()?;
         self.with_room(|| self.rename_once((parent, name), (new_parent, new_name), flags))
     }
@@ -64,7 +65,7 @@ impl Overlay {
         (parent, name): (Ino, &Name),
         (new_parent, new_name): (Ino, &Name),
         flags: u32,
-    ) -> Result<()> {
+    ) -> Result<Vec<Ino>> {
         let flags = RenameFlags::from_bits(flags).ok_or(Error::Refused(Errno::INVAL))?;
         let exchange = flags == RenameFlags::EXCHANGE;
         if !exchange && !(flags - RenameFlags::NOREPLACE).is_empty() {
@@ -113,16 +114,28 @@ impl Overlay {
             self.check_still(&from, &moved)?;
             if let Some(swapped) = &swapped {
                 self.check_still(&to, swapped)?;
-                return self.exchange(&from, &moved, &to, swapped);
+                self.exchange(&from, &moved, &to, swapped)?;
+                break;
             }
             match self.peek(&to.target(), to.name)? {
                 Origin::Rising(nid) => {
                     drop((first, second));
                     self.await_rise(nid)?;
                 }
-                present => return self.replace(&from, &moved, &to, present, noreplace),
+                present => {
+                    self.replace(&from, &moved, &to, present, noreplace)?;
+                    break;
+                }
             }
         }
+        let strangers = [Some(moved), swapped].into_iter().flatten();
+        Ok(strangers
+            .filter(|node| node.kind == Kind::Dir && parent != new_parent)
+            .map(|node| {
+                lock(&node.dir.told).begin_anew();
+                node.ino
+            })
+            .collect())
     }
 
     /// Refuses a directory of the image whose path is too long to be noted, before anything has

@@ -363,7 +363,8 @@ impl Fixture {
     pub(super) fn rename(&self, from: &str, to: &str, flags: u32) -> Result<()> {
         let (dir, last) = self.split(from)?;
         let (new_dir, new_last) = self.split(to)?;
-        self.fs.rename(dir, &last, new_dir, &new_last, flags)
+        self.fs.rename(dir, &last, new_dir, &new_last, flags)?;
+        Ok(())
     }
 
     pub(super) fn link(&self, from: &str, to: &str) -> Result<Entry> {
@@ -383,15 +384,14 @@ impl Fixture {
     /// Names of a directory, sorted, each checked to have the inode number that a lookup gives.
     pub(super) fn ls(&self, path: &str) -> Vec<String> {
         let dir = self.ino(path);
-        let handle = self.fs.opendir(dir).unwrap().handle;
+        let listed = dir;
         let mut seen = Vec::new();
         self.fs
-            .readdir(handle, 0, &mut |entry: DirEntry<'_>| {
+            .readdir(listed, 0, &mut |entry: DirEntry<'_>| {
                 seen.push((String::from_utf8(entry.name.to_vec()).unwrap(), entry.ino));
                 ControlFlow::Continue(())
             })
             .unwrap();
-        self.fs.releasedir(handle);
         assert_eq!(seen[0], (".".into(), dir.0));
         assert_eq!(seen[1].0, "..");
         let mut names = Vec::new();

@@ -1,5 +1,6 @@
 //! Creation, removal and listing.
 
+use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 
 use super::fixture::{Fixture, errno, is_whiteout, mark, me, name};
@@ -127,12 +128,12 @@ fn a_listing_goes_on_where_it_was_while_entries_come_and_go() {
     for i in 0..100 {
         f.create(&format!("many/{i:03}"), b"");
     }
-    let handle = f.fs.opendir(f.ino("many")).unwrap().handle;
+    let listed = f.ino("many");
     let mut seen = Vec::new();
     let mut at = 0;
     loop {
         let mut got = 0;
-        f.fs.readdirplus(handle, at, &mut |entry: DirEntry<'_>| {
+        f.fs.readdirplus(listed, at, &mut |entry: DirEntry<'_>| {
             if got == 7 {
                 return ControlFlow::Break(());
             }
@@ -155,7 +156,6 @@ fn a_listing_goes_on_where_it_was_while_entries_come_and_go() {
             f.unlink(&format!("many/{last}")).unwrap();
         }
     }
-    f.fs.releasedir(handle);
     seen.sort();
     let old: Vec<String> = (0..100).map(|i| format!("{i:03}")).collect();
     assert_eq!(seen[2..].iter().filter(|n| n.len() == 3).count(), 100);
@@ -167,10 +167,10 @@ fn a_listing_goes_on_where_it_was_while_entries_come_and_go() {
 #[test]
 fn a_listing_of_the_image_goes_on_after_a_copy_up() {
     let f = Fixture::new();
-    let handle = f.fs.opendir(f.ino("a")).unwrap().handle;
+    let listed = f.ino("a");
     let mut seen = Vec::new();
     let mut at = 0;
-    f.fs.readdir(handle, 0, &mut |entry: DirEntry<'_>| {
+    f.fs.readdir(listed, 0, &mut |entry: DirEntry<'_>| {
         if seen.len() == 3 {
             return ControlFlow::Break(());
         }
@@ -180,7 +180,7 @@ fn a_listing_of_the_image_goes_on_after_a_copy_up() {
     })
     .unwrap();
     f.write("a/y", 0, b"copied up");
-    f.fs.readdir(handle, at, &mut |entry: DirEntry<'_>| {
+    f.fs.readdir(listed, at, &mut |entry: DirEntry<'_>| {
         seen.push(entry.name.to_vec());
         ControlFlow::Continue(())
     })
@@ -191,9 +191,9 @@ fn a_listing_of_the_image_goes_on_after_a_copy_up() {
 #[test]
 fn regression_a_name_that_went_is_not_handed_out_as_found() {
     let f = Fixture::new();
-    let handle = f.fs.opendir(f.ino("a")).unwrap().handle;
+    let listed = f.ino("a");
     let mut found = Vec::new();
-    f.fs.readdirplus(handle, 0, &mut |entry: DirEntry<'_>| {
+    f.fs.readdirplus(listed, 0, &mut |entry: DirEntry<'_>| {
         match entry.name {
             b"." | b".." => assert!(entry.entry.is_none()),
             name => found.push(name.to_vec()),
@@ -209,42 +209,108 @@ fn regression_a_name_that_went_is_not_handed_out_as_found() {
     assert_eq!(found, [b"sub"]);
 }
 
-#[test]
-fn regression_a_position_is_the_same_for_all_descriptors() {
-    fn positions(f: &Fixture, plus: bool) -> Vec<(Vec<u8>, u64)> {
-        let handle = f.fs.opendir(f.ino("a")).unwrap().handle;
-        let mut all = Vec::new();
-        let each = &mut |entry: DirEntry<'_>| {
-            all.push((entry.name.to_vec(), entry.next));
-            ControlFlow::Continue(())
-        };
-        if plus {
-            f.fs.readdirplus(handle, 0, each).unwrap();
-        } else {
-            f.fs.readdir(handle, 0, each).unwrap();
-        }
-        f.fs.releasedir(handle);
-        all
+/// The names of `a` behind a position, and where each is.
+fn behind(f: &Fixture, from: u64, plus: bool) -> Vec<(Vec<u8>, u64)> {
+    let dir = f.ino("a");
+    let mut all = Vec::new();
+    let each = &mut |entry: DirEntry<'_>| {
+        all.push((entry.name.to_vec(), entry.next));
+        ControlFlow::Continue(())
+    };
+    if plus {
+        f.fs.readdirplus(dir, from, each).unwrap();
+    } else {
+        f.fs.readdir(dir, from, each).unwrap();
     }
+    all
+}
+
+#[test]
+fn regression_a_position_leads_on_from_the_same_entry_for_all() {
+    let names = |entries: &[(Vec<u8>, u64)]| -> Vec<Vec<u8>> {
+        entries.iter().map(|(name, _)| name.clone()).collect()
+    };
+    // Behind each position of `told` is what comes behind its entry in `now`.
+    let lead_on = |f: &Fixture, told: &[(Vec<u8>, u64)], now: &[(Vec<u8>, u64)]| {
+        for (name, at) in told {
+            if let Some(i) = now.iter().position(|(other, _)| other == name) {
+                assert_eq!(names(&behind(f, *at, false)), names(&now[i + 1..]));
+            }
+        }
+    };
     let f = Fixture::new();
-    let image = positions(&f, false);
+    let image = behind(&f, 0, false);
     f.write("a/y", 0, b"copied up");
-    assert_eq!(positions(&f, false), image);
+    assert_eq!(names(&behind(&f, 0, false)), names(&image));
+    lead_on(&f, &image, &image);
     for name in ["1", "2", "3"] {
         f.create(&format!("a/{name}"), b"");
     }
-    let more = positions(&f, true);
-    assert_eq!(more[..image.len()], image);
+    let more = behind(&f, 0, true);
+    assert_eq!(names(&more[..image.len()]), names(&image));
+    assert_eq!(behind(&f, 0, false), more);
+    lead_on(&f, &image, &more);
     f.unlink("a/2").unwrap();
     f.unlink("a/x").unwrap();
     let stayed = |entry: &&(Vec<u8>, u64)| !matches!(&entry.0[..], b"2" | b"x");
     let stayed: Vec<_> = more.iter().filter(stayed).cloned().collect();
-    assert_eq!(positions(&f, false), stayed);
+    assert_eq!(names(&behind(&f, 0, false)), names(&stayed));
+    lead_on(&f, &more, &stayed);
     let f = f.again();
-    assert_eq!(positions(&f, false), stayed);
+    assert_eq!(names(&behind(&f, 0, false)), names(&stayed));
+    lead_on(&f, &more, &stayed);
     f.create("a/x", b"another one");
     f.create("a/2", b"another one");
-    assert_eq!(positions(&f, false), more);
+    assert_eq!(names(&behind(&f, 0, false)), names(&more));
+    lead_on(&f, &stayed, &more);
+    lead_on(&f, &more, &more);
+}
+
+#[test]
+fn no_listing_goes_on_in_one_of_another_state() {
+    let f = Fixture::new();
+    let positions = |from: u64| -> BTreeSet<u64> {
+        let entries = behind(&f, from, false);
+        entries.into_iter().map(|(_, at)| at).collect()
+    };
+    let mut before: Vec<BTreeSet<u64>> = vec![positions(0)];
+    for i in 0..12 {
+        match i % 3 {
+            0 => drop(f.create("a/new", b"")),
+            1 => f.unlink("a/new").unwrap(),
+            // It has another parent meanwhile, and `..` is another's number.
+            _ => f
+                .rename("a", "b/a", 0)
+                .and(f.rename("b/a", "a", 0))
+                .unwrap(),
+        }
+        let begun = positions(0);
+        assert_eq!(positions(0), begun, "{i}: nothing has changed");
+        for told in &before {
+            assert!(told.is_disjoint(&begun), "{i}: {told:x?} {begun:x?}");
+            let goes_on = positions(*told.first().unwrap());
+            assert!(goes_on.is_disjoint(&begun), "{i}: {goes_on:x?} {begun:x?}");
+        }
+        before.push(begun);
+    }
+}
+
+#[test]
+fn who_has_another_parent_is_told() {
+    let f = Fixture::new();
+    let ino = |path: &str| f.ino(path);
+    let rename = |from: (Ino, &str), to: (Ino, &str), flags| {
+        f.fs.rename(from.0, &name(from.1), to.0, &name(to.1), flags)
+            .unwrap()
+    };
+    let (a, b) = (ino("a"), ino("b"));
+    assert_eq!(rename((ROOT_INO, "a"), (ROOT_INO, "c"), 0), []);
+    assert_eq!(rename((ROOT_INO, "c"), (b, "c"), 0), [a]);
+    assert_eq!(rename((b, "c"), (ROOT_INO, "a"), 0), [a]);
+    let sub = ino("a/sub");
+    let exchange = libc::RENAME_EXCHANGE;
+    assert_eq!(rename((a, "sub"), (ROOT_INO, "b"), exchange), [sub, b]);
+    assert_eq!(rename((a, "x"), (ROOT_INO, "x"), 0), []);
 }
 
 #[test]

@@ -27,16 +27,15 @@ pub(super) fn tree(f: &Fixture) -> BTreeMap<String, Shown> {
     let mut names: BTreeMap<u64, u32> = BTreeMap::new();
     let mut stack = vec![(String::new(), ROOT_INO)];
     while let Some((path, dir)) = stack.pop() {
-        let handle = f.fs.opendir(dir).unwrap().handle;
+        let listed = dir;
         let mut found = Vec::new();
-        f.fs.readdir(handle, 0, &mut |e: DirEntry<'_>| {
+        f.fs.readdir(listed, 0, &mut |e: DirEntry<'_>| {
             if !matches!(e.name, b"." | b"..") {
                 found.push((String::from_utf8(e.name.to_vec()).unwrap(), e.ino));
             }
             ControlFlow::Continue(())
         })
         .unwrap();
-        f.fs.releasedir(handle);
         for (last, ino) in found {
             let attr = f.fs.lookup(dir, &name(&last)).unwrap().attr;
             let path = format!("{path}/{last}");
@@ -150,10 +149,9 @@ fn eight_threads_on_one_file_of_the_image() {
                     let mut data = [0; 64];
                     fs.read(held, 0, &mut data).unwrap();
                     fs.getattr(ino, None).unwrap();
-                    let handle = fs.opendir(b).unwrap().handle;
-                    fs.readdir(handle, 0, &mut |_| ControlFlow::Continue(()))
+                    let listed = b;
+                    fs.readdir(listed, 0, &mut |_| ControlFlow::Continue(()))
                         .unwrap();
-                    fs.releasedir(handle);
                     fs.lookup(ROOT_INO, &name("link1")).unwrap();
                 },
             ]);
@@ -236,15 +234,14 @@ fn directories_move_while_what_they_hold_is_copied_up() {
             &|| {
                 for _ in 0..6 {
                     for dir in [a, b, sub, empty, ROOT_INO] {
-                        let handle = fs.opendir(dir).unwrap().handle;
-                        fs.readdirplus(handle, 0, &mut |e| {
+                        let listed = dir;
+                        fs.readdirplus(listed, 0, &mut |e| {
                             if let Some(entry) = e.entry {
                                 fs.forget(Ino(entry.attr.ino), 1);
                             }
                             ControlFlow::Continue(())
                         })
                         .unwrap();
-                        fs.releasedir(handle);
                     }
                 }
             },
