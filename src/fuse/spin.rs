@@ -16,8 +16,9 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 /// How long to look; requests that are further apart are not waited for.
 const WINDOW: Duration = Duration::from_micros(100);
 
-/// A look that takes so long was interrupted by something else that runs.
-const INTERRUPTED: Duration = Duration::from_micros(20);
+/// A look that takes so long was interrupted by something else that computes. Less is the program
+/// whose next request we look for, on this CPU, or the hypervisor.
+const INTERRUPTED: Duration = Duration::from_millis(1);
 
 /// How long not to look then.
 const REST: Duration = Duration::from_millis(10);
