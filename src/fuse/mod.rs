@@ -19,6 +19,7 @@ mod dirs;
 mod entries;
 mod files;
 mod init;
+mod kept;
 mod opens;
 mod spin;
 mod unopened;

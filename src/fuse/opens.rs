@@ -14,7 +14,7 @@
 //! the mount's own cache, and what is open of it sees what is written to it later. A file of the
 //! upper is read and written in the upper.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,6 +25,7 @@ use dashmap::mapref::entry::Entry;
 use fuser::{BackingId, Errno, INodeNo, Notifier};
 
 use super::alias::Aliases;
+use super::kept::Kept;
 use super::{Answer, errno};
 use crate::lower::Nid;
 use crate::overlay::{Bytes, Handle, Ino, Overlay};
@@ -33,7 +34,7 @@ use crate::sys;
 /// Of open(2)'s flags: the file is to be started as a program (include/linux/fs.h: `__FMODE_EXEC`).
 const FMODE_EXEC: i32 = 0x20;
 
-/// Backing files of the image that are kept for the next open.
+/// Most backing files of the image that are kept for the next open.
 const KEPT: usize = 1024;
 
 /// What makes a backing file of an open one: `ReplyOpen::open_backing` and its like.
@@ -77,7 +78,8 @@ pub(super) struct Opens {
     /// Files of the image of at least so many bytes are served by the kernel; `None`: nothing is.
     from: Option<u64>,
     open: DashMap<u64, Open>,
-    image: Mutex<Kept>,
+    /// Backing files of the image.
+    image: Kept<Nid, Arc<BackingId>, KEPT>,
     /// The kernel takes no backing files.
     refused: AtomicBool,
     /// It takes none of the upper's filesystem.
@@ -212,8 +214,7 @@ impl Opens {
         if !lower.has_native() || lower.attr(nid).map_or(true, |attr| attr.size < from) {
             return How::Requests;
         }
-        let kept = self.kept().files.get(&nid).cloned();
-        if let Some(id) = kept {
+        if let Some(id) = self.image.get(nid) {
             return How::Image(id);
         }
         let opened = match lower.open_native(nid) {
@@ -224,8 +225,7 @@ impl Opens {
         match opened {
             Ok(id) => {
                 let id = Arc::new(id);
-                let dropped = self.kept().keep(nid, Arc::clone(&id));
-                drop(dropped);
+                self.image.keep(nid, Arc::clone(&id));
                 How::Image(id)
             }
             Err(error) => {
@@ -324,10 +324,6 @@ impl Opens {
             tracing::debug!(ino = %nodeid, "the kernel was not told: {error}");
         }
     }
-
-    fn kept(&self) -> std::sync::MutexGuard<'_, Kept> {
-        self.image.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 /// Whether what an open file is written has to come by requests, though it is served by the kernel:
@@ -399,27 +395,6 @@ impl Refusals {
         self.by_thread
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Backing files of the image, in the order in which they were opened.
-#[derive(Debug, Default)]
-struct Kept {
-    files: HashMap<Nid, Arc<BackingId>>,
-    order: VecDeque<Nid>,
-}
-
-impl Kept {
-    /// Keeps one more; answers one that is kept no longer.
-    fn keep(&mut self, nid: Nid, id: Arc<BackingId>) -> Option<Arc<BackingId>> {
-        if self.files.insert(nid, id).is_none() {
-            self.order.push_back(nid);
-        }
-        if self.order.len() <= KEPT {
-            return None;
-        }
-        let oldest = self.order.pop_front()?;
-        self.files.remove(&oldest)
     }
 }
 

@@ -1,15 +1,15 @@
 //! Files that the kernel opens without asking ([`Settings::noopen`](super::Settings::noopen)): it
 //! reads and writes them by their inodes, so what they are opened by here is found by those.
 
-use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use fuser::INodeNo;
 
+use super::kept::Kept;
 use super::{Answer, errno};
 use crate::overlay::{Handle, Ino, Overlay};
 
-/// Files that are kept open.
+/// Most files that are kept open.
 const KEPT: usize = 256;
 
 /// A file that is open until the last of these is dropped.
@@ -29,14 +29,7 @@ impl Drop for Held {
 /// The files that were read or written last.
 #[derive(Debug, Default)]
 pub(super) struct Unopened {
-    kept: Mutex<Kept>,
-}
-
-#[derive(Debug, Default)]
-struct Kept {
-    files: HashMap<INodeNo, Arc<Held>>,
-    /// In the order in which they were opened.
-    order: VecDeque<INodeNo>,
+    kept: Kept<INodeNo, Arc<Held>, KEPT>,
 }
 
 impl Unopened {
@@ -50,7 +43,7 @@ impl Unopened {
         nodeid: INodeNo,
         writes: bool,
     ) -> Answer<Arc<Held>> {
-        let known = self.kept().files.get(&nodeid).cloned();
+        let known = self.kept.get(nodeid);
         if let Some(held) = known.filter(|held| held.writes || !writes) {
             return Ok(held);
         }
@@ -61,42 +54,12 @@ impl Unopened {
             handle,
             writes,
         });
-        // Closed when no lock is held.
-        let dropped = self.kept().keep(nodeid, Arc::clone(&held));
-        drop(dropped);
+        self.kept.keep(nodeid, Arc::clone(&held));
         Ok(held)
     }
 
     /// The kernel has nothing open of `nodeid` any more.
     pub(super) fn forget(&self, nodeid: INodeNo) {
-        let held = {
-            let mut kept = self.kept();
-            let held = kept.files.remove(&nodeid);
-            if held.is_some() {
-                kept.order.retain(|kept| *kept != nodeid);
-            }
-            held
-        };
-        // Closed when no lock is held.
-        drop(held);
-    }
-
-    fn kept(&self) -> MutexGuard<'_, Kept> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Kept {
-    /// Keeps one more; answers those that are kept no longer.
-    fn keep(&mut self, nodeid: INodeNo, held: Arc<Held>) -> [Option<Arc<Held>>; 2] {
-        let replaced = self.files.insert(nodeid, held);
-        if replaced.is_none() {
-            self.order.push_back(nodeid);
-        }
-        let mut oldest = None;
-        if self.order.len() > KEPT {
-            oldest = self.order.pop_front().and_then(|it| self.files.remove(&it));
-        }
-        [replaced, oldest]
+        self.kept.remove(nodeid);
     }
 }
