@@ -30,6 +30,7 @@ use super::{Answer, errno};
 use crate::lower::Nid;
 use crate::overlay::{Bytes, Handle, Ino, Overlay};
 use crate::sys;
+use crate::sys::asker::PRIVILEGES;
 
 /// Of open(2)'s flags: the file is to be started as a program (include/linux/fs.h: `__FMODE_EXEC`).
 const FMODE_EXEC: i32 = 0x20;
@@ -334,7 +335,7 @@ impl Opens {
 fn asks_to_write(overlay: &Overlay, fd: BorrowedFd<'_>, flags: i32) -> bool {
     flags & libc::O_APPEND != 0
         || overlay.is_tight()
-        || rustix::fs::fstat(fd).map_or(true, |stat| stat.st_mode & 0o6000 != 0)
+        || rustix::fs::fstat(fd).map_or(true, |stat| stat.st_mode & u32::from(PRIVILEGES) != 0)
 }
 
 /// Opens that were answered with ESTALE, by thread.

@@ -17,12 +17,12 @@ use super::node::{FACT_PURE, Node, lock};
 use super::{Caller, Entry, Error, Handle, Ino, Make, Overlay, Result, Target};
 use crate::inode::{Attr, Kind};
 use crate::name::Name;
+use crate::sys::asker::S_ISGID;
 use crate::sys::fs::{self, Stat};
 use crate::upper::acl;
 use crate::upper::markers::Opaque;
 use crate::upper::work::{Blank, Temp};
 
-pub(super) const S_ISGID: u16 = 0o2000;
 pub(super) const ACL_ACCESS: &[u8] = b"system.posix_acl_access";
 pub(super) const ACL_DEFAULT: &[u8] = b"system.posix_acl_default";
 

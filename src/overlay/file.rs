@@ -16,13 +16,11 @@ use super::node::{FACT_WHOLE, Node, Place};
 use super::{Asker, Bytes, Error, Handle, Ino, Overlay, Result, Target};
 use crate::inode::{Attr, Kind};
 use crate::lower::{Nid, Seek};
+use crate::sys::asker::PRIVILEGES;
 use crate::sys::fs;
 
 /// Most bytes of one copy_file_range(2) that the server itself moves.
 const COPY_MAX: usize = 1 << 20;
-
-/// Set-user-ID and set-group-ID.
-const PRIVILEGES: u16 = 0o6000;
 
 /// An open regular file.
 #[derive(Debug)]
@@ -68,6 +66,17 @@ fn path_for_log(node: &Arc<Node>) -> String {
         path = format!("/{}{path}", link.name.as_bytes().escape_ascii());
         at = link.parent;
     }
+}
+
+/// The permissions that a file is left with when `asker` changes its content, if they change.
+/// `unprivileged` as of [`Overlay::drop_privileges`].
+fn left_by(asker: Asker, was: &Attr, unprivileged: bool) -> Option<u16> {
+    // What the asker may do is read from /proc: only where it matters.
+    if was.perm & PRIVILEGES == 0 || !unprivileged && asker.keeps_privileges() {
+        return None;
+    }
+    let left = asker.privileges_left(was.perm, was.uid, was.gid);
+    (left != was.perm).then_some(left)
 }
 
 /// Writes all of `data` at `offset`.
@@ -303,14 +312,11 @@ impl Overlay {
     ) -> Result<bool> {
         let fd = self.writing(handle)?;
         let was = fs::fstat(fd.as_fd()).doing("reading attributes")?.attr;
-        if was.perm & PRIVILEGES == 0 || !unprivileged && asker.keeps_privileges() {
-            return Ok(false);
-        }
-        let left = asker.privileges_left(was.perm, was.uid, was.gid);
-        if left != was.perm {
+        let left = left_by(asker, &was, unprivileged);
+        if let Some(left) = left {
             fs::chmod(fd.as_fd(), left).doing("dropping privileges")?;
         }
-        Ok(left != was.perm)
+        Ok(left.is_some())
     }
 
     /// The permissions that a file is left with when `asker` cuts it, if they change.
@@ -323,11 +329,10 @@ impl Overlay {
             return Ok(None);
         };
         let attr = self.attr_of(target)?;
-        if attr.kind != Kind::File || attr.perm & PRIVILEGES == 0 || asker.keeps_privileges() {
-            return Ok(None);
-        }
-        let left = asker.privileges_left(attr.perm, attr.uid, attr.gid);
-        Ok((left != attr.perm).then_some(left))
+        Ok(match attr.kind {
+            Kind::File => left_by(asker, &attr, false),
+            _ => None,
+        })
     }
 
     /// fsync(2), fdatasync(2). With `volatile`, and on the lower, there is nothing to wait for.

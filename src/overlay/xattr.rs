@@ -5,10 +5,11 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use rustix::io::Errno;
 
-use super::create::{ACL_ACCESS, ACL_DEFAULT, S_ISGID};
+use super::create::{ACL_ACCESS, ACL_DEFAULT};
 use super::error::{Doing, refuse};
 use super::node::lock;
 use super::{Asker, Caller, Ino, Overlay, Result, Target};
+use crate::sys::asker::S_ISGID;
 use crate::sys::fs;
 use crate::upper::markers::mark_in;
 

@@ -11,8 +11,12 @@ use std::fs::read_to_string;
 const CAP_FOWNER: u32 = 3;
 const CAP_FSETID: u32 = 4;
 
-const S_ISUID: u16 = 0o4000;
-const S_ISGID: u16 = 0o2000;
+/// Set-user-ID.
+pub const S_ISUID: u16 = 0o4000;
+/// Set-group-ID.
+pub const S_ISGID: u16 = 0o2000;
+/// What a file may lose when somebody changes its content.
+pub const PRIVILEGES: u16 = S_ISUID | S_ISGID;
 const S_IXGRP: u16 = 0o010;
 
 /// The process of a request.
