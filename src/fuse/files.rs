@@ -5,8 +5,8 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use fuser::{
-    Errno, FileHandle, FopenFlags, INodeNo, OpenFlags, ReplyCreate, ReplyData, ReplyEmpty,
-    ReplyLseek, ReplyOpen, ReplyWrite, Request,
+    BackingId, Errno, FileHandle, FopenFlags, INodeNo, OpenFlags, ReplyCreate, ReplyData,
+    ReplyEmpty, ReplyLseek, ReplyOpen, ReplyWrite, Request,
 };
 
 use super::convert::{asker, caller, handle, name, perm};
@@ -60,6 +60,17 @@ impl Found {
     }
 }
 
+impl Served {
+    /// The file that is passed through, and how the kernel is to open it.
+    fn passed(&self) -> Option<(&BackingId, FopenFlags)> {
+        match self {
+            Self::Requests => None,
+            Self::Kernel(id) => Some((id, BY_KERNEL)),
+            Self::MapsOnly(id) => Some((id, MAPS_ONLY)),
+        }
+    }
+}
+
 thread_local! {
     /// Where this thread's READs are gathered, kept so that it is not cleared for each.
     static READ_BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
@@ -105,9 +116,10 @@ impl Adapter {
                 .inspect_err(|_| self.overlay.release(handle))
         });
         match answer {
-            Ok((fh, Served::Requests)) => reply.opened(fh, OPENED),
-            Ok((fh, Served::Kernel(id))) => reply.opened_passthrough(fh, BY_KERNEL, &id),
-            Ok((fh, Served::MapsOnly(id))) => reply.opened_passthrough(fh, MAPS_ONLY, &id),
+            Ok((fh, served)) => match served.passed() {
+                Some((id, flags)) => reply.opened_passthrough(fh, flags, id),
+                None => reply.opened(fh, OPENED),
+            },
             Err(errno) => reply.error(errno),
         }
     }
@@ -161,14 +173,12 @@ impl Adapter {
         match answer {
             Ok((shown, fh, served)) => {
                 let (attr, generation) = (&shown.attr, shown.generation);
-                let (id, flags) = match &served {
-                    Served::Requests => {
-                        return reply.created(&FOREVER, attr, generation, fh, OPENED);
+                match served.passed() {
+                    Some((id, flags)) => {
+                        reply.created_passthrough(&FOREVER, attr, generation, fh, flags, id);
                     }
-                    Served::Kernel(id) => (id, BY_KERNEL),
-                    Served::MapsOnly(id) => (id, MAPS_ONLY),
-                };
-                reply.created_passthrough(&FOREVER, attr, generation, fh, flags, id);
+                    None => reply.created(&FOREVER, attr, generation, fh, OPENED),
+                }
             }
             Err(errno) => reply.error(errno),
         }
