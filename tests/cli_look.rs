@@ -7,12 +7,15 @@
     clippy::indexing_slicing
 )]
 
+mod common;
+
 use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
+use common::TARNFS;
 use serde_json::Value;
 
 struct Fixture {
@@ -33,7 +36,7 @@ impl Fixture {
     }
 
     fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_tarnfs"));
+        let mut command = Command::new(TARNFS);
         command
             .current_dir(self.dir.path())
             .env("TARNFS_STORE", self.dir.path().join("store"))
@@ -420,7 +423,7 @@ fn index_builds_once_and_where_it_is_told() {
 #[test]
 fn an_ordinary_users_store_is_under_the_home() {
     let f = Fixture::new();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_tarnfs"));
+    let mut command = Command::new(TARNFS);
     command
         .env_remove("TARNFS_STORE")
         .env_remove("HOME")

@@ -2,30 +2,18 @@
 // Helpers outside of #[test] functions fail tests as the functions do.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+mod common;
+
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use common::{TARNFS, can_mount};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, Signal};
 use tarnfs::mount::{FS_TYPE, find_mount};
-
-const TARNFS: &str = env!("CARGO_BIN_EXE_tarnfs");
-
-/// Whether this machine and user can mount; says so loudly when not, and fails in CI.
-fn can_mount(test: &str) -> bool {
-    let can = rustix::process::geteuid().is_root() && Path::new("/dev/fuse").exists();
-    if !can {
-        assert!(
-            std::env::var("CI").as_deref() != Ok("true"),
-            "{test}: CI needs root and /dev/fuse"
-        );
-        println!("SKIPPED: {test}: needs root and /dev/fuse");
-    }
-    can
-}
 
 /// A store, an image and a mount point of one test's own; unmounted when dropped.
 struct Bench {
@@ -182,7 +170,7 @@ fn names(dir: &Path) -> Vec<String> {
 
 #[test]
 fn writes_go_to_the_upper_and_nowhere_else() {
-    if !can_mount("writes_go_to_the_upper_and_nowhere_else") {
+    if !can_mount() {
         return;
     }
     let bench = Bench::new();
@@ -213,7 +201,7 @@ fn writes_go_to_the_upper_and_nowhere_else() {
 
 #[test]
 fn a_private_upper_goes_with_its_mount() {
-    if !can_mount("a_private_upper_goes_with_its_mount") {
+    if !can_mount() {
         return;
     }
     let bench = Bench::new();
@@ -235,7 +223,7 @@ fn a_private_upper_goes_with_its_mount() {
 
 #[test]
 fn tmpfs_and_read_only() {
-    if !can_mount("tmpfs_and_read_only") {
+    if !can_mount() {
         return;
     }
     let bench = Bench::new();
@@ -256,7 +244,7 @@ fn tmpfs_and_read_only() {
 
 #[test]
 fn a_signal_ends_it_cleanly() {
-    if !can_mount("a_signal_ends_it_cleanly") {
+    if !can_mount() {
         return;
     }
     let bench = Bench::new();
@@ -273,7 +261,7 @@ fn a_signal_ends_it_cleanly() {
 
 #[test]
 fn a_busy_mount_is_detached_and_a_second_signal_cuts() {
-    if !can_mount("a_busy_mount_is_detached_and_a_second_signal_cuts") {
+    if !can_mount() {
         return;
     }
     let bench = Bench::new();
@@ -293,7 +281,7 @@ fn a_busy_mount_is_detached_and_a_second_signal_cuts() {
 
 #[test]
 fn regression_a_mount_below_is_named() {
-    if !can_mount("regression_a_mount_below_is_named") {
+    if !can_mount() {
         return;
     }
     let bench = Bench::new();
@@ -312,7 +300,7 @@ fn regression_a_mount_below_is_named() {
 /// A script that holds a lock in a descriptor mounts, and ends: the server must not keep the lock.
 #[test]
 fn regression_a_server_inherits_nothing() {
-    if !can_mount("regression_a_server_inherits_nothing") {
+    if !can_mount() {
         return;
     }
     let bench = Bench::new();
@@ -332,7 +320,7 @@ fn regression_a_server_inherits_nothing() {
 /// umount(8) does not wait for the server.
 #[test]
 fn regression_an_upper_right_after_umount8() {
-    if !can_mount("regression_an_upper_right_after_umount8") {
+    if !can_mount() {
         return;
     }
     let bench = Bench::new();
@@ -352,7 +340,7 @@ fn regression_an_upper_right_after_umount8() {
 #[test]
 fn regression_work_is_the_servers_alone() {
     use std::os::unix::fs::PermissionsExt;
-    if !can_mount("regression_work_is_the_servers_alone") {
+    if !can_mount() {
         return;
     }
     let bench = Bench::new();
@@ -366,7 +354,7 @@ fn regression_work_is_the_servers_alone() {
 /// goes on.
 #[test]
 fn regression_a_limit_of_file_sizes_does_not_end_the_server() {
-    if !can_mount("limit of file sizes") {
+    if !can_mount() {
         return;
     }
     let bench = Bench::new();
@@ -401,7 +389,7 @@ fn regression_a_limit_of_file_sizes_does_not_end_the_server() {
 
 #[test]
 fn a_dead_mount_is_cleared() {
-    if !can_mount("a_dead_mount_is_cleared") {
+    if !can_mount() {
         return;
     }
     let bench = Bench::new();
@@ -425,7 +413,7 @@ fn a_dead_mount_is_cleared() {
 
 #[test]
 fn a_hanging_server_hangs_nobody() {
-    if !can_mount("a_hanging_server_hangs_nobody") {
+    if !can_mount() {
         return;
     }
     let bench = Bench::new();
@@ -452,7 +440,7 @@ fn helper(bench: &Bench, options: &str) -> Output {
 
 #[test]
 fn as_mount_calls_it() {
-    if !can_mount("as_mount_calls_it") {
+    if !can_mount() {
         return;
     }
     let bench = Bench::new();
@@ -506,7 +494,7 @@ fn as_nobody(bench: &Bench, script: &str) -> Output {
 
 #[test]
 fn an_ordinary_user_through_fusermount3() {
-    if !can_mount("an_ordinary_user_through_fusermount3") {
+    if !can_mount() {
         return;
     }
     let bench = Bench::new();
@@ -529,7 +517,7 @@ fn an_ordinary_user_through_fusermount3() {
 
 #[test]
 fn root_of_a_user_namespace() {
-    if !can_mount("root_of_a_user_namespace") {
+    if !can_mount() {
         return;
     }
     let bench = Bench::new();
@@ -585,7 +573,7 @@ fn bad_input_is_one_line() {
 
 #[test]
 fn no_device_says_what_to_do() {
-    if !can_mount("no_device_says_what_to_do") {
+    if !can_mount() {
         return;
     }
     let bench = Bench::new();

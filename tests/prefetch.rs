@@ -2,6 +2,8 @@
 // Helpers outside of #[test] functions fail tests as the functions do.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+mod common;
+
 use std::fs::{self, File};
 use std::io::{IoSliceMut, Read, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, PermissionsExt};
@@ -9,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Arc;
 
+use common::{TARNFS, can_mount, skip};
 use tarnfs::lower::Lower;
 use tarnfs::name::Name;
 use tarnfs::overlay::{Overlay, ROOT_INO};
@@ -16,7 +19,6 @@ use tarnfs::prefetch::replay::{End, Outcome, Replay};
 use tarnfs::prefetch::{Limits, Prefetch, Profile, Recording};
 use tarnfs::store::Store;
 
-const TARNFS: &str = env!("CARGO_BIN_EXE_tarnfs");
 /// Bytes of each file of the image.
 const LEN: usize = 1_000_000;
 
@@ -82,11 +84,7 @@ impl Bench {
         rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
         let gone = self.cached(0, u64::MAX) == 0;
         if !gone {
-            assert!(
-                std::env::var("CI").as_deref() != Ok("true"),
-                "CI needs a temporary directory on a disk"
-            );
-            println!("SKIPPED: the temporary directory's filesystem keeps its pages");
+            skip("the temporary directory's filesystem keeps its pages");
         }
         gone
     }
@@ -138,19 +136,6 @@ impl Bench {
         assert_eq!(said.lines().count(), 1, "{args:?}: {said}");
         said
     }
-}
-
-/// Whether this machine and user can mount; says so loudly when not, and fails in CI.
-fn can_mount(test: &str) -> bool {
-    let can = rustix::process::geteuid().is_root() && Path::new("/dev/fuse").exists();
-    if !can {
-        assert!(
-            std::env::var("CI").as_deref() != Ok("true"),
-            "{test}: CI needs root and /dev/fuse"
-        );
-        println!("SKIPPED: {test}: needs root and /dev/fuse");
-    }
-    can
 }
 
 fn limits(bytes: u64) -> Limits {
@@ -424,7 +409,7 @@ fn wait_for(path: &Path, wanted: &str) -> String {
 
 #[test]
 fn a_mount_records_and_a_mount_of_the_next_image_reads_ahead() {
-    if !can_mount("a_mount_records_and_a_mount_of_the_next_image_reads_ahead") {
+    if !can_mount() {
         return;
     }
     let bench = Bench::new();
@@ -476,7 +461,7 @@ fn a_mount_records_and_a_mount_of_the_next_image_reads_ahead() {
 
 #[test]
 fn an_actor_records_and_reads_ahead() {
-    if !can_mount("an_actor_records_and_reads_ahead") {
+    if !can_mount() {
         return;
     }
     let bench = Bench::new();
@@ -493,7 +478,7 @@ fn an_actor_records_and_reads_ahead() {
 
 #[test]
 fn the_kernel_reads_ahead_as_much_as_is_asked() {
-    if !can_mount("the_kernel_reads_ahead_as_much_as_is_asked") {
+    if !can_mount() {
         return;
     }
     let bench = Bench::new();

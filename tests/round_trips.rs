@@ -3,6 +3,8 @@
 // Helpers outside of #[test] functions fail tests as the functions do.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+mod common;
+
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
@@ -11,20 +13,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-const TARNFS: &str = env!("CARGO_BIN_EXE_tarnfs");
-
-/// Whether this machine and user can mount; says so loudly when not, and fails in CI.
-fn can_mount(test: &str) -> bool {
-    let can = rustix::process::geteuid().is_root() && Path::new("/dev/fuse").exists();
-    if !can {
-        assert!(
-            std::env::var("CI").as_deref() != Ok("true"),
-            "{test}: CI needs root and /dev/fuse"
-        );
-        println!("SKIPPED: {test}: needs root and /dev/fuse");
-    }
-    can
-}
+use common::{TARNFS, can_mount};
 
 /// Something that a program does.
 type Action<'a> = Box<dyn Fn() + 'a>;
@@ -208,7 +197,7 @@ fn execute(path: &Path) {
 
 #[test]
 fn no_more_requests_are_sent_than_the_table_says() {
-    if !can_mount("no_more_requests_are_sent_than_the_table_says") {
+    if !can_mount() {
         return;
     }
     let bench = Bench::new();
