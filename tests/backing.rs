@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use common::walk::{assert_same, described};
-use common::{Mount, Sandbox, TARNFS, assert_ok, can_mount, has, mounts_below, ok, run};
+use common::{Mount, Sandbox, TARNFS, assert_ok, can_mount, has, mounts_below, ok, pack, run};
 use serde_json::Value;
 use tarnfs::mount::find_mount;
 
@@ -38,15 +38,7 @@ fn world() -> Option<World> {
         truncate -s 1M sparse; printf end >>sparse; head -c 16M /dev/urandom >large";
     ok("sh", ["-euc", &format!("cd '{}'; {make}", tree.display())]);
     let tar = sandbox.at("image.tar");
-    let words = ["--format=pax", "--sparse", "-C"].map(OsStr::new);
-    let places = [
-        tree.as_os_str(),
-        "-cf".as_ref(),
-        tar.as_os_str(),
-        ".".as_ref(),
-    ];
-    let words = words.into_iter().chain(places);
-    ok("tar", words);
+    pack(&tree, &tar, &["--format=pax", "--sparse"]);
     Some(World { sandbox, tar })
 }
 

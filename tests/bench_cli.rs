@@ -13,7 +13,7 @@ mod common;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use common::{Sandbox, TARNFS, can_mount, mounts_below, ok, run, skip, text};
+use common::{Sandbox, TARNFS, can_mount, mounts_below, ok, pack, run, skip, text};
 use serde_json::Value;
 
 /// Overlayfs wants an upper that is not itself on overlayfs.
@@ -99,16 +99,7 @@ fn what_an_image_or_a_contender_cannot_do_is_said() {
     let tree = sandbox.dir("tree/d");
     std::fs::write(tree.join("file"), "text").unwrap();
     let tar = sandbox.at("it's.tar");
-    ok(
-        "tar",
-        [
-            "-cf".as_ref(),
-            tar.as_os_str(),
-            "-C".as_ref(),
-            tree.as_os_str(),
-            ".".as_ref(),
-        ],
-    );
+    pack(&tree, &tar, &[]);
     let json = sandbox.tarnfs_ok([
         "bench".as_ref(),
         "--quick".as_ref(),

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use common::{Sandbox, can_mount, ok};
+use common::{Sandbox, can_mount, pack};
 use rustix::fs::{RawDir, SeekFrom};
 
 const COUNT: usize = 2_000;
@@ -121,16 +121,7 @@ fn image(sandbox: &Sandbox, dirs: &[&str], count: usize) -> (PathBuf, PathBuf) {
         fill(&plain.join(dir), count);
     }
     let tar = sandbox.at("image.tar");
-    ok(
-        "tar",
-        [
-            "-cf".as_ref(),
-            tar.as_os_str(),
-            "-C".as_ref(),
-            plain.as_os_str(),
-            ".".as_ref(),
-        ],
-    );
+    pack(&plain, &tar, &[]);
     (plain, tar)
 }
 

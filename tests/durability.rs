@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use common::{Mount, Sandbox, can_mount, has, ok, run};
+use common::{Mount, Sandbox, can_mount, has, ok, pack, run};
 use rustix::process::{Pid, Signal, kill_process};
 
 /// An ext4 in a file, mounted.
@@ -114,8 +114,7 @@ impl World {
         let plain = disk.at("plain");
         ok("sh", ["-euc", &format!("cd '{}'; {TREE}", plain.display())]);
         let tar = sandbox.at("image.tar");
-        let pack = format!("tar -C '{}' -cf '{}' .", plain.display(), tar.display());
-        ok("sh", ["-euc", &pack]);
+        pack(&plain, &tar, &[]);
         let filesystem = File::open(&disk.dir).unwrap();
         rustix::fs::syncfs(&filesystem).unwrap();
         Some(Self { disk, tar, sandbox })

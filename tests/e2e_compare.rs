@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use common::walk::{assert_same, describe};
-use common::{Sandbox, can_mount, has, ok, run, small_image, text};
+use common::{Sandbox, can_mount, has, pack, run, small_image, text};
 
 /// `tar -d` finds no difference between `tar` and the tree at `root`.
 fn tar_agrees(tar: &Path, root: &Path) {
@@ -197,16 +197,7 @@ fn the_comparison_can_fail() {
     let tree = sandbox.dir("tree");
     fs::write(tree.join("file"), "one").unwrap();
     let tar = sandbox.at("t.tar");
-    ok(
-        "tar",
-        [
-            "-cf".as_ref(),
-            tar.as_os_str(),
-            "-C".as_ref(),
-            tree.as_os_str(),
-            ".".as_ref(),
-        ],
-    );
+    pack(&tree, &tar, &[]);
     tar_agrees(&tar, &tree);
     let before = describe(&tree);
     fs::write(tree.join("file"), "two").unwrap();
@@ -261,14 +252,7 @@ fn each_sparse_format_is_served() {
         &["--format=v7"],
     ] {
         let tar = sandbox.at("sparse.tar");
-        let mut command = Command::new("tar");
-        command
-            .args(options)
-            .arg("--numeric-owner")
-            .arg("-cf")
-            .arg(&tar);
-        command.arg("-C").arg(&tree).arg(".");
-        common::assert_ok(&run(command), "tar -c");
+        pack(&tree, &tar, &[options, &["--numeric-owner"]].concat());
         eprintln!("{options:?}");
         let mount = sandbox.mount("mnt", &tar, &["--read-only"]);
         tar_agrees(&tar, mount.path());

@@ -19,9 +19,10 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use changes::Renames;
+use common::python::python;
 use common::tarball::{Tarball, record};
 use common::walk::described;
-use common::{Sandbox, can_mount, ok, walk};
+use common::{Sandbox, can_mount, ok, pack, walk};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, UnmountFlags, fsconfig_create,
     fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, unmount,
@@ -125,11 +126,6 @@ fn overlayfs_with(
     [overlay, lower]
 }
 
-/// Runs a Python script; `sys.argv[1]` is `at`.
-fn python(at: &Path, script: &str) {
-    ok("python3", ["-c".as_ref(), script.as_ref(), at.as_os_str()]);
-}
-
 struct World {
     sandbox: Sandbox,
     tar: PathBuf,
@@ -141,12 +137,13 @@ fn world() -> World {
     let tree = sandbox.dir("tree");
     ok("sh", ["-euc", &format!("cd '{}'; {MAKE}", tree.display())]);
     let tar = sandbox.at("image.tar");
-    let pack = format!(
-        "tar --xattrs --xattrs-include='*' --acls --numeric-owner -C '{}' -cf '{}' .",
-        tree.display(),
-        tar.display()
-    );
-    ok("sh", ["-euc", &pack]);
+    let options = [
+        "--xattrs",
+        "--xattrs-include=*",
+        "--acls",
+        "--numeric-owner",
+    ];
+    pack(&tree, &tar, &options);
     let index = sandbox.at("image.erofs");
     sandbox.tarnfs_ok([
         "index".as_ref(),
@@ -440,8 +437,8 @@ fn regression_deep_directories_move_or_nothing_changes() {
     let (upper, work) = (sandbox.dir("upper"), sandbox.at("work"));
     let mount = sandbox.mount_over("mount", &tar, (&upper, &work), &[]);
     // 4,039 bytes: as long as a path in an image may be, and more than an attribute on ext4 holds.
-    let descend = "import errno, os, subprocess, sys
-top = sys.argv[1]; os.chdir(top)
+    let descend = "import errno, subprocess
+top = os.getcwd()
 parts = ['%0201d' % n for n in range(20)]
 for part in parts[:19]: os.chdir(part)
 ";

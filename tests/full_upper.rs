@@ -12,7 +12,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use common::{Mount, Sandbox, can_mount, has, ok};
+use common::{Mount, Sandbox, can_mount, has, ok, pack};
 use rustix::fs::{CWD, RenameFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, mount, mount_remount};
@@ -43,17 +43,7 @@ impl Full {
         let from = sandbox.dir("from");
         ok("sh", ["-euc", &format!("cd '{}'; {tree}", from.display())]);
         let tar = sandbox.at("image.tar");
-        ok(
-            "tar",
-            [
-                "--xattrs".as_ref(),
-                "-cf".as_ref(),
-                tar.as_os_str(),
-                "-C".as_ref(),
-                from.as_os_str(),
-                ".".as_ref(),
-            ],
-        );
+        pack(&from, &tar, &["--xattrs"]);
         let disk = sandbox.dir("disk");
         if options == "ext4" {
             let image = sandbox.at("ext4.img");

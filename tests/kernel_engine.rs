@@ -17,7 +17,9 @@ use std::process::{Command, Output};
 
 use changes::Renames;
 use common::walk::{assert_same, described};
-use common::{Mount, Sandbox, TARNFS, assert_ok, can_mount, mounts_below, ok, run, skip, text};
+use common::{
+    Mount, Sandbox, TARNFS, assert_ok, can_mount, mounts_below, ok, pack, run, skip, text,
+};
 use tarnfs::mount::find_mount;
 
 const KERNEL: &[&str] = &["--engine", "kernel"];
@@ -53,14 +55,8 @@ fn world() -> Option<World> {
 
 impl World {
     fn pack(&self, tree: &str) {
-        let script = "tar --xattrs --xattrs-include='*' --sort=name -C \"$1\" -cf \"$2\" .";
-        let places = [self.sandbox.at(tree), self.tar.clone()];
-        let [tree, tar] = &places;
-        let words = ["-euc".as_ref(), script.as_ref(), OsStr::new("sh")];
-        ok(
-            "sh",
-            words.into_iter().chain([tree.as_os_str(), tar.as_os_str()]),
-        );
+        let options = ["--xattrs", "--xattrs-include=*", "--sort=name"];
+        pack(&self.sandbox.at(tree), &self.tar, &options);
     }
 
     fn mount(&self, options: &[&str]) -> Mount<'_> {

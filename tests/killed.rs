@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use common::{Mount, Sandbox, can_mount, has, ok, run, text};
+use common::{Mount, Sandbox, can_mount, has, ok, pack, run, text};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 
@@ -104,8 +104,7 @@ impl World {
         let from = sandbox.dir("from");
         ok("sh", ["-euc", &format!("cd '{}'; {TREE}", from.display())]);
         let tar = sandbox.at("image.tar");
-        let pack = format!("tar -C '{}' -cf '{}' .", from.display(), tar.display());
-        ok("sh", ["-euc", &pack]);
+        pack(&from, &tar, &[]);
         Some(Self { sandbox, tar })
     }
 

@@ -22,7 +22,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use common::{Mount, Sandbox, can_mount, has, ok, walk};
+use common::{Mount, Sandbox, can_mount, has, ok, pack, walk};
 use rustix::fs::{CWD, RenameFlags, XattrFlags};
 
 /// What the image gives to all processes.
@@ -219,14 +219,7 @@ fn the_load() {
         ],
     );
     let tar = sandbox.at("image.tar");
-    let pack = [
-        "-cf".as_ref(),
-        tar.as_os_str(),
-        "-C".as_ref(),
-        plain.as_os_str(),
-        ".".as_ref(),
-    ];
-    ok("tar", pack);
+    pack(&plain, &tar, &[]);
     let (upper, work) = (sandbox.dir("upper"), sandbox.at("work"));
     let mount = sandbox.mount_over("mount", &tar, (&upper, &work), &[]);
 

@@ -10,7 +10,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use common::{TARNFS, can_mount};
+use common::{TARNFS, can_mount, pack};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, Signal};
 use tarnfs::mount::{FS_TYPE, find_mount};
@@ -31,14 +31,7 @@ impl Bench {
         fs::write(tree.join("dir/file"), vec![7; 100_000]).unwrap();
         fs::hard_link(tree.join("hello"), tree.join("dir/same")).unwrap();
         std::os::unix::fs::symlink("hello", tree.join("link")).unwrap();
-        let tar = Command::new("tar")
-            .args(["--owner=0", "--group=0", "-cf"])
-            .arg(bench.image())
-            .arg("-C")
-            .arg(&tree)
-            .arg(".")
-            .status();
-        assert!(tar.unwrap().success());
+        pack(&tree, &bench.image(), &["--owner=0", "--group=0"]);
         fs::create_dir(bench.mnt()).unwrap();
         bench
     }

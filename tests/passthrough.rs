@@ -10,6 +10,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use common::python::BY;
 use common::{Mount, Sandbox, can_mount, has, ok, skip};
 
 /// How a mount serves.
@@ -47,20 +48,6 @@ def data(name):
         return file.read()
 def opened(name, flags=os.O_RDONLY):
     return os.open(name, flags)
-def by(user, act, *args):
-    pid = os.fork()
-    if pid == 0:
-        code = 255
-        try:
-            if user:
-                os.setgroups([]); os.setresgid(user, user, user); os.setresuid(user, user, user)
-            act(*args)
-            code = 0
-        except OSError as error:
-            code = error.errno
-        finally:
-            os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 ";
 
 struct World {
@@ -95,10 +82,7 @@ impl World {
 }
 
 fn python(at: &Path, mode: &str, script: &str) -> String {
-    let script = format!("MODE = {mode:?}\n{HELPERS}{script}");
-    let at = at.to_str().unwrap();
-    let run = "cd \"$1\" && exec python3 -c \"$2\"";
-    ok("sh", ["-euc", run, "sh", at, &script])
+    common::python::python(at, &format!("MODE = {mode:?}\n{BY}{HELPERS}{script}"))
 }
 
 /// Descriptors that a server has.

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Arc;
 
-use common::{TARNFS, can_mount, skip};
+use common::{TARNFS, can_mount, pack, skip};
 use tarnfs::lower::Lower;
 use tarnfs::name::Name;
 use tarnfs::overlay::{Overlay, ROOT_INO};
@@ -46,14 +46,8 @@ impl Bench {
         if !tree.join("link").is_symlink() {
             std::os::unix::fs::symlink("a", tree.join("link")).unwrap();
         }
-        let tar = Command::new("tar")
-            .args(["--owner=0", "--group=0", "--sort=name", "-cf"])
-            .arg(self.path(image))
-            .arg("-C")
-            .arg(&tree)
-            .arg(".")
-            .status();
-        assert!(tar.unwrap().success());
+        let options = ["--owner=0", "--group=0", "--sort=name"];
+        pack(&tree, &self.path(image), &options);
         fs::remove_dir_all(tree).unwrap();
     }
 

@@ -13,7 +13,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use common::{TARNFS, can_mount};
+use common::{TARNFS, can_mount, pack};
 
 /// Something that a program does.
 type Action<'a> = Box<dyn Fn() + 'a>;
@@ -43,14 +43,7 @@ impl Bench {
         fs::write(tree.join("big"), vec![7; 8 << 20]).unwrap();
         std::os::unix::fs::symlink("dir/1", tree.join("link")).unwrap();
         fs::copy("/bin/true", tree.join("program")).unwrap();
-        let tar = Command::new("tar")
-            .args(["--owner=0", "--group=0", "-cf"])
-            .arg(bench.path("image.tar"))
-            .arg("-C")
-            .arg(&tree)
-            .arg(".")
-            .status();
-        assert!(tar.unwrap().success());
+        pack(&tree, &bench.path("image.tar"), &["--owner=0", "--group=0"]);
         fs::create_dir(bench.path("mnt")).unwrap();
         let words = ["--log", "tarnfs::fuse=trace", "--log-file", "log", "mount"];
         let mounted = Command::new(TARNFS)

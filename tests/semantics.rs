@@ -46,7 +46,8 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
-use common::{Sandbox, can_mount, has, ok};
+use common::python::python;
+use common::{Sandbox, can_mount, has, ok, pack};
 
 /// Where a case runs.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -181,12 +182,14 @@ fn theme(cases: &[Case], besides: &str) {
         }
     }
     let tar = sandbox.at("image.tar");
-    let pack = format!(
-        "tar --xattrs --xattrs-include='*' --acls --numeric-owner -S -C '{}' -cf '{}' .",
-        tree.display(),
-        tar.display()
-    );
-    ok("sh", ["-euc", &pack]);
+    let options = [
+        "--xattrs",
+        "--xattrs-include=*",
+        "--acls",
+        "--numeric-owner",
+        "-S",
+    ];
+    pack(&tree, &tar, &options);
     let mut failed = Vec::new();
     for case in cases.iter().filter(|case| case.place == Where::Everywhere) {
         let at = plain.join(case.name);
@@ -380,11 +383,6 @@ fn as_user<T: Send>(uid: u32, act: impl FnOnce() -> T + Send) -> T {
 }
 
 /// Runs a Python script with `at` as its working directory: for what safe Rust has no call for.
-fn python(at: &Path, script: &str) -> String {
-    let script = format!("import os, sys\nos.chdir(sys.argv[1])\n{script}");
-    ok("python3", ["-c".as_ref(), script.as_ref(), at.as_os_str()])
-}
-
 fn read(path: impl AsRef<Path>) -> String {
     let path = path.as_ref();
     fs::read_to_string(path).unwrap_or_else(|e| panic!("{path:?}: {e}"))

@@ -11,6 +11,7 @@
     clippy::cast_possible_truncation
 )]
 
+pub(crate) mod python;
 pub(crate) mod tarball;
 pub(crate) mod user;
 pub(crate) mod walk;
@@ -117,6 +118,14 @@ where
     let output = run(command);
     assert_ok(&output, &shown);
     text(&output.stdout)
+}
+
+/// Packs `tree` as `tar` with GNU tar.
+pub(crate) fn pack(tree: &Path, tar: &Path, options: &[&str]) {
+    let mut command = Command::new("tar");
+    command.args(options).arg("-cf").arg(tar);
+    command.arg("-C").arg(tree).arg(".");
+    assert_ok(&run(command), "tar -c");
 }
 
 pub(crate) fn assert_ok(output: &Output, what: &str) {

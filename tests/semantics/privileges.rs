@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::{Case, python};
+use crate::common::python::BY;
 
 /// A file for each way to change one.
 pub(super) const PRIVILEGED: &str = r"
@@ -21,20 +22,6 @@ done
 const HELPERS: &str = r"
 import ctypes, stat
 libc = ctypes.CDLL(None, use_errno=True)
-def by(user, act, *args):
-    pid = os.fork()
-    if pid == 0:
-        code = 255
-        try:
-            if user:
-                os.setgroups([]); os.setresgid(user, user, user); os.setresuid(user, user, user)
-            act(*args)
-            code = 0
-        except OSError as error:
-            code = error.errno
-        finally:
-            os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 ";
 
 pub(super) const CASES: &[Case] = &[
@@ -42,7 +29,7 @@ pub(super) const CASES: &[Case] = &[
         "privileges_by_each_way",
         "write(2), truncate(2), ftruncate(2), O_TRUNC, fallocate(2) and copy_file_range(2) of an ordinary user and every chown(2) drop set-user-ID, set-group-ID and capabilities; a write by root drops capabilities alone.",
         |at| {
-            python(at, &format!("{HELPERS}{}", r"
+            python(at, &format!("{BY}{HELPERS}{}", r"
 source = os.open('file', os.O_RDONLY)
 def opened(name, flags=os.O_RDWR):
     return os.open(name, flags)
@@ -74,7 +61,7 @@ for way, (user, act) in ways.items():
         "group_without_execute",
         "Set-group-ID of a file that its group may not execute goes when somebody outside the group writes to the file or cuts it.",
         |at| {
-            python(at, &format!("{HELPERS}{}", r"
+            python(at, &format!("{BY}{HELPERS}{}", r"
 assert by(2000, lambda: os.pwrite(os.open('p/g-write', os.O_RDWR), b'x', 3)) == 0
 assert by(2000, os.truncate, 'p/g-cut', 4) == 0
 for way in 'write', 'cut':
@@ -100,7 +87,7 @@ assert 'security.capability' in os.listxattr('p/c-store')
         "sticky_by_each_way",
         "Who owns a sticky directory may remove and rename everything in it; others what they own, and not over what they do not, also not by exchange.",
         |at| {
-            python(at, &format!("{HELPERS}{}", r"
+            python(at, &format!("{BY}{HELPERS}{}", r"
 EPERM = 1
 def exchange(a, b):
     if libc.renameat2(-100, a.encode(), -100, b.encode(), 2):
@@ -126,7 +113,7 @@ assert sorted(os.listdir()) == ['1000', 'd']
         "access_lists_and_modes",
         "chmod(2) sets the mask of an ACL and an ACL sets the mode; an ACL that says no more than the mode is none; a default ACL takes the place of umask(2).",
         |at| {
-            python(at, &format!("{HELPERS}{}", r"
+            python(at, &format!("{BY}{HELPERS}{}", r"
 ACCESS, DEFAULT = 'system.posix_acl_access', 'system.posix_acl_default'
 def acl(*entries):
     value = bytes([2, 0, 0, 0])
@@ -181,7 +168,7 @@ assert 'system.posix_acl_access' not in os.listxattr('file')
         "attribute_errors",
         "Extended attributes fail as on a local filesystem: ERANGE for a short buffer, EPERM for user. on what is neither file nor directory, EOPNOTSUPP for a class that is not known, ENODATA for none; and the size can be asked for.",
         |at| {
-            python(at, &format!("{HELPERS}{}", r"
+            python(at, &format!("{BY}{HELPERS}{}", r"
 def answer(act, *args):
     try:
         return act(*args, follow_symlinks=False)
