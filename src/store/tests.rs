@@ -10,29 +10,17 @@ use rustix::fs::{FlockOperation, flock};
 use super::build::Outputs;
 use super::*;
 use crate::erofs::writer::{self, BlobSpec};
-use crate::index::tree::{Content, Inode, Tree};
-use crate::inode::Time;
+use crate::index::scan_source;
 
 /// An index of an empty root directory.
 fn empty_image(tar: &TarFile, out: &Outputs<'_>) -> Result<Counts, StoreError> {
-    let root = Inode {
-        content: Content::Dir {
-            children: Default::default(),
-            parent: crate::index::tree::ROOT,
-        },
-        perm: 0o755,
-        uid: 0,
-        gid: 0,
-        mtime: Time::default(),
-        nlink: 2,
-        xattrs: Vec::new(),
-    };
+    let scan = scan_source(&[0; 1024][..], &tar.given, &()).unwrap();
     let blob = BlobSpec {
         tag: String::new(),
         len: tar.identity.size,
     };
     let mut file = File::create(out.index).unwrap();
-    writer::write(&Tree { inodes: vec![root] }, &[blob], &mut file).unwrap();
+    writer::write(&scan.tree, &[blob], &mut file).unwrap();
     Ok(Counts {
         inodes: 1,
         entries: 0,
