@@ -1,5 +1,7 @@
 //! `tarnfs mount`
 
+mod plan;
+
 use std::ffi::OsString;
 use std::fs::DirBuilder;
 use std::io::{ErrorKind, Read, Write};
@@ -23,10 +25,10 @@ use tarnfs::sys::mount::{MountAttrs, set_attrs};
 use tarnfs::upper::{Upper, UpperError};
 
 use super::engine::EngineName;
-use super::mount_options::{Options, parse_size};
 use super::prefetch::PrefetchArgs;
 use super::serving::ServingArgs;
 use super::{Global, image, logging};
+use plan::{Plan, Writes};
 
 /// What a background server writes when its mount can be used.
 const READY: &[u8] = b"ready\n";
@@ -125,146 +127,6 @@ impl Args {
             sloppy,
         }
     }
-}
-
-/// Where writes go.
-#[derive(Debug, PartialEq, Eq)]
-enum Writes {
-    /// Nowhere.
-    Refused,
-    /// To the user's directories.
-    Kept { upper: PathBuf, work: PathBuf },
-    /// To a private tmpfs.
-    Tmpfs(Option<u64>),
-    /// To a private directory in the store.
-    Scratch,
-}
-
-/// Everything that was asked for, in one place and with absolute paths.
-#[derive(Debug)]
-struct Plan {
-    global: Global,
-    image: PathBuf,
-    dir: PathBuf,
-    writes: Writes,
-    options: Options,
-    engine: EngineChoice,
-    serving: ServingArgs,
-    prefetch: PrefetchArgs,
-    read_ahead: Option<u32>,
-    /// Not even a remount makes it writable.
-    read_only: bool,
-    foreground: bool,
-}
-
-impl Plan {
-    fn new(global: &Global, args: Args) -> anyhow::Result<Self> {
-        let mut options = Options::parse(&args.options, args.sloppy)?;
-        let mut global = global.clone();
-        let absolute =
-            |path: &Path| std::path::absolute(path).with_context(|| path.display().to_string());
-        if let Some(store) = options.store.take() {
-            global.store = Some(store);
-        }
-        if let Some(log) = options.log.take() {
-            global.log = log;
-        }
-        if let Some(file) = options.log_file.take() {
-            global.log_file = Some(file);
-        }
-        for path in [&mut global.store, &mut global.log_file]
-            .into_iter()
-            .flatten()
-        {
-            *path = absolute(path)?;
-        }
-        let tmpfs = match &args.tmpfs {
-            Some(size) if size.is_empty() => Some(None),
-            Some(size) => Some(Some(parse_size(size)?)),
-            None => options.tmpfs,
-        };
-        let upper = args.upper.or(options.upper.take());
-        let work = args.work.or(options.work.take());
-        let ro = args.read_only || options.attrs.has(MountAttrs::RDONLY);
-        let writes = match (upper, work, tmpfs) {
-            (Some(_), _, Some(_)) => bail!("an upper directory and tmpfs exclude each other"),
-            (None, Some(_), _) => bail!("a work directory needs an upper directory (--upper)"),
-            (Some(upper), work, None) => {
-                let upper = absolute(&upper)?;
-                let work = match work {
-                    Some(work) => absolute(&work)?,
-                    None => beside(&upper)?,
-                };
-                Writes::Kept { upper, work }
-            }
-            (None, None, Some(size)) if !ro => Writes::Tmpfs(size),
-            (None, None, None) if !ro => Writes::Scratch,
-            (None, None, _) => Writes::Refused,
-        };
-        if args.read_only {
-            options.attrs.set(MountAttrs::RDONLY);
-        }
-        let prefetch = PrefetchArgs {
-            record: args.prefetch.record.or(options.record.take()),
-            prefetch: args.prefetch.prefetch.or(options.prefetch.take()),
-            prefetch_max: args.prefetch.prefetch_max.or(options.prefetch_max),
-        };
-        Ok(Self {
-            global,
-            serving: ServingArgs {
-                passthrough: args.serving.passthrough.or(options.passthrough),
-                noopen: args.serving.noopen || options.noopen,
-            },
-            prefetch: prefetch.absolute()?,
-            read_ahead: args.read_ahead.or(options.read_ahead),
-            image: absolute(&args.image)?,
-            dir: absolute(&args.dir)?,
-            read_only: args.read_only || writes == Writes::Refused,
-            writes,
-            engine: args
-                .engine
-                .map(|name| name.0)
-                .or(options.engine)
-                .unwrap_or_default(),
-            options,
-            foreground: args.foreground,
-        })
-    }
-}
-
-impl Plan {
-    /// The directories that the mount writes to.
-    fn own_dirs(&self) -> Vec<&Path> {
-        match &self.writes {
-            Writes::Kept { upper, work } => vec![upper, work],
-            Writes::Refused | Writes::Tmpfs(_) | Writes::Scratch => Vec::new(),
-        }
-    }
-
-    /// What was asked for that only a FUSE server has.
-    fn for_server(&self) -> Option<&'static str> {
-        [
-            (self.foreground, "--foreground"),
-            (self.options.max_read.is_some(), "max_read="),
-            (self.read_ahead.is_some(), "--read-ahead"),
-            (self.options.subtype.is_some(), "subtype="),
-            (self.options.allow_other == Some(false), "noallow_other"),
-        ]
-        .into_iter()
-        .find_map(|(asked, name)| asked.then_some(name))
-        .or_else(|| self.serving.for_server())
-        .or_else(|| self.prefetch.for_server())
-    }
-}
-
-/// `U.work` beside `U`: the same filesystem, and not inside it.
-fn beside(upper: &Path) -> anyhow::Result<PathBuf> {
-    let name = upper
-        .file_name()
-        .with_context(|| format!("{}: needs --work", upper.display()))?;
-    let mut name = name.to_owned();
-    name.push(".work");
-    Ok(upper.with_file_name(name))
 }
 
 pub(crate) fn run(global: &Global, args: Args) -> anyhow::Result<ExitCode> {
@@ -530,99 +392,4 @@ fn remount(plan: &Plan) -> anyhow::Result<ExitCode> {
     }
     set_attrs(&path, plan.options.attrs).with_context(|| format!("remount {}", path.display()))?;
     Ok(ExitCode::SUCCESS)
-}
-
-#[cfg(test)]
-mod tests {
-    use clap::Parser;
-
-    use super::super::{Cli, Command as CliCommand};
-    use super::*;
-
-    fn plan(line: &str) -> anyhow::Result<Plan> {
-        let argv = format!("tarnfs mount {line}");
-        let cli = Cli::try_parse_from(argv.split(' '))?;
-        match cli.command {
-            CliCommand::Mount(args) => Plan::new(&cli.global, args),
-            other => bail!("{other:?}"),
-        }
-    }
-
-    fn kept(upper: &str, work: &str) -> Writes {
-        Writes::Kept {
-            upper: upper.into(),
-            work: work.into(),
-        }
-    }
-
-    #[test]
-    fn where_writes_go() {
-        assert_eq!(plan("a /m").unwrap().writes, Writes::Scratch);
-        assert_eq!(plan("--read-only a /m").unwrap().writes, Writes::Refused);
-        assert_eq!(plan("-o ro a /m").unwrap().writes, Writes::Refused);
-        assert_eq!(plan("--tmpfs a /m").unwrap().writes, Writes::Tmpfs(None));
-        assert_eq!(
-            plan("--tmpfs=1M a /m").unwrap().writes,
-            Writes::Tmpfs(Some(1 << 20))
-        );
-        assert_eq!(
-            plan("-o tmpfs=1M a /m").unwrap().writes,
-            Writes::Tmpfs(Some(1 << 20))
-        );
-        assert_eq!(
-            plan("--upper /u/ a /m").unwrap().writes,
-            kept("/u/", "/u.work")
-        );
-        assert_eq!(
-            plan("--upper /u --work /w a /m").unwrap().writes,
-            kept("/u", "/w")
-        );
-        assert_eq!(
-            plan("a /m -o upperdir=/u,workdir=/w,ro").unwrap().writes,
-            kept("/u", "/w")
-        );
-    }
-
-    #[test]
-    fn what_excludes_what() {
-        for bad in [
-            "--upper /u --tmpfs a /m",
-            "--work /w a /m",
-            "-o workdir=/w a /m",
-            "-o tmpfs,upperdir=/u a /m",
-            "--tmpfs=none a /m",
-            "-o bogus a /m",
-            "--upper / a /m",
-        ] {
-            assert!(plan(bad).is_err(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn read_only_for_good_or_for_now() {
-        let for_now = plan("-o ro,upperdir=/u a /m").unwrap();
-        assert!(!for_now.read_only && for_now.options.attrs.has(MountAttrs::RDONLY));
-        let for_good = plan("--read-only --upper /u a /m").unwrap();
-        assert!(for_good.read_only && for_good.options.attrs.has(MountAttrs::RDONLY));
-        assert!(plan("-o ro a /m").unwrap().read_only);
-    }
-
-    #[test]
-    fn which_engine() {
-        assert_eq!(plan("a /m").unwrap().engine, EngineChoice::Fuse);
-        let auto = plan("--engine auto a /m").unwrap();
-        assert!(auto.engine == EngineChoice::Auto && auto.for_server().is_none());
-        let kernel = plan("-f -o engine=kernel a /m").unwrap();
-        assert!(kernel.engine == EngineChoice::Kernel && kernel.for_server().is_some());
-        assert!(plan("--engine steam a /m").is_err());
-    }
-
-    #[test]
-    fn options_speak_for_the_command_line() {
-        let plan = plan("-o store=s,log=debug,log_file=/l a m").unwrap();
-        assert_eq!(plan.global.log, "debug");
-        assert_eq!(plan.global.log_file, Some("/l".into()));
-        assert!(plan.global.store.unwrap().is_absolute());
-        assert!(plan.image.is_absolute() && plan.dir.is_absolute());
-    }
 }
