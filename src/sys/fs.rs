@@ -5,20 +5,34 @@
 //! the kernel offers by path alone (extended attributes, chmod of an `O_PATH` descriptor) goes
 //! through `/proc/self/fd/N`, which leads to that very inode whatever its name has become.
 
+/// Every call passes here first, by what it does: the seam where tests refuse one
+/// (`sys::faults`).
+macro_rules! pass {
+    ($call:ident) => {
+        #[cfg(test)]
+        crate::sys::faults::pass(crate::sys::faults::Call::$call)?;
+    };
+}
+
+mod data;
+mod xattr;
+
 use std::ffi::CStr;
-use std::io::IoSlice;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{
-    AtFlags, FallocateFlags, FileType, Gid, Mode, OFlags, RawDir, RenameFlags, ResolveFlags,
-    StatxFlags, Timespec, Timestamps, Uid, XattrFlags,
+    AtFlags, FileType, Gid, Mode, OFlags, RawDir, RenameFlags, ResolveFlags, StatxFlags, Timespec,
+    Timestamps, Uid,
 };
-use rustix::io::{Errno, ReadWriteFlags, Result};
+use rustix::io::{Errno, Result};
 
 use super::outside::{self, Outside};
 use crate::inode::{Attr, Kind, SetTime, Time};
 use crate::name::Name;
+
+pub use data::{append, copy_range, fallocate, read, sync, truncate, write, write_out};
+pub use xattr::{getxattr, listxattr, removexattr, setxattr};
 
 /// Attributes of a file with the device it lies on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,15 +41,6 @@ pub struct Stat {
     pub attr: Attr,
     /// `st_dev`, as (major, minor).
     pub dev: (u32, u32),
-}
-
-/// Every call passes here first, by what it does: the seam where tests refuse one
-/// (`super::faults`).
-macro_rules! pass {
-    ($call:ident) => {
-        #[cfg(test)]
-        super::faults::pass(super::faults::Call::$call)?;
-    };
 }
 
 fn beneath() -> ResolveFlags {
@@ -344,226 +349,6 @@ pub fn rename(
 pub fn readlink(dir: BorrowedFd<'_>, name: &[u8]) -> Result<Vec<u8>> {
     pass!(Look);
     rustix::fs::readlinkat(dir, name, Vec::new()).map(std::ffi::CString::into_bytes)
-}
-
-/// ftruncate(2).
-///
-/// # Errors
-/// ftruncate(2)'s.
-pub fn truncate(fd: BorrowedFd<'_>, len: u64) -> Result<()> {
-    pass!(Grow);
-    rustix::fs::ftruncate(fd, len)
-}
-
-/// fallocate(2).
-///
-/// # Errors
-/// fallocate(2)'s.
-pub fn fallocate(fd: BorrowedFd<'_>, mode: FallocateFlags, offset: u64, len: u64) -> Result<()> {
-    pass!(Grow);
-    rustix::fs::fallocate(fd, mode, offset, len)
-}
-
-/// copy_file_range(2): how much was copied, perhaps less than `len`.
-///
-/// # Errors
-/// copy_file_range(2)'s.
-pub fn copy_range(
-    from: BorrowedFd<'_>,
-    mut from_offset: u64,
-    to: BorrowedFd<'_>,
-    mut to_offset: u64,
-    len: usize,
-) -> Result<usize> {
-    pass!(Grow);
-    rustix::fs::copy_file_range(from, Some(&mut from_offset), to, Some(&mut to_offset), len)
-}
-
-/// fsync(2), or fdatasync(2).
-///
-/// # Errors
-/// fsync(2)'s.
-pub fn sync(fd: BorrowedFd<'_>, datasync: bool) -> Result<()> {
-    pass!(Change);
-    if datasync {
-        rustix::fs::fdatasync(fd)
-    } else {
-        rustix::fs::fsync(fd)
-    }
-}
-
-/// Has the kernel begin to write a regular file's data to disk (sync_file_range(2)), and does not
-/// wait for it.
-///
-/// # Errors
-/// sync_file_range(2)'s.
-#[allow(unsafe_code)]
-pub fn write_out(fd: BorrowedFd<'_>) -> Result<()> {
-    pass!(Change);
-    // SAFETY: the descriptor is open; nothing else is passed but numbers.
-    let done = unsafe { libc::sync_file_range(fd.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) };
-    if done == 0 {
-        Ok(())
-    } else {
-        let error = std::io::Error::last_os_error();
-        Err(Errno::from_io_error(&error).unwrap_or(Errno::IO))
-    }
-}
-
-/// Writes `data` at `offset` and answers how much: less than all only where an error (which then
-/// waits for the next call, as of write(2)) or a full filesystem stopped it.
-///
-/// # Errors
-/// pwrite(2)'s, if nothing was written.
-pub fn write(fd: BorrowedFd<'_>, offset: u64, data: &[u8]) -> Result<usize> {
-    write_by(data, |rest, done| {
-        write_once(fd, rest, offset.saturating_add(done as u64))
-    })
-}
-
-/// The same at the end of the file, wherever that is.
-///
-/// # Errors
-/// pwritev2(2)'s, if nothing was written.
-pub fn append(fd: BorrowedFd<'_>, data: &[u8]) -> Result<usize> {
-    write_by(data, |rest, _| {
-        pass!(Grow);
-        rustix::io::pwritev2(fd, &[IoSlice::new(rest)], 0, ReadWriteFlags::APPEND)
-    })
-}
-
-fn write_by(data: &[u8], mut write: impl FnMut(&[u8], usize) -> Result<usize>) -> Result<usize> {
-    let mut done = 0_usize;
-    while let Some(rest) = data.get(done..).filter(|rest| !rest.is_empty()) {
-        match write(rest, done) {
-            Ok(0) => break,
-            Ok(n) => done = done.saturating_add(n),
-            Err(Errno::INTR) => {}
-            Err(_) if done > 0 => break,
-            Err(errno) => return Err(errno),
-        }
-    }
-    Ok(done)
-}
-
-fn write_once(fd: BorrowedFd<'_>, data: &[u8], offset: u64) -> Result<usize> {
-    pass!(Grow);
-    rustix::io::pwrite(fd, data, offset)
-}
-
-/// Fills `buf` from `offset` and answers how much; short only at the end of the file.
-///
-/// # Errors
-/// pread(2)'s.
-pub fn read(fd: BorrowedFd<'_>, offset: u64, buf: &mut [u8]) -> Result<usize> {
-    let mut done = 0_usize;
-    while let Some(rest) = buf.get_mut(done..).filter(|rest| !rest.is_empty()) {
-        let wanted = rest.len();
-        match rustix::io::pread(fd, rest, offset.saturating_add(done as u64)) {
-            // Of a regular file only the end makes a read short.
-            Ok(n) => {
-                let short = n < wanted;
-                done = done.saturating_add(n);
-                if short {
-                    break;
-                }
-            }
-            Err(Errno::INTR) => {}
-            Err(errno) => return Err(errno),
-        }
-    }
-    Ok(done)
-}
-
-/// An extended attribute of the inode behind any descriptor; `None` where it has none of that
-/// name, or its filesystem has none at all.
-///
-/// # Errors
-/// getxattr(2)'s but ENODATA and EOPNOTSUPP.
-pub fn getxattr(fd: BorrowedFd<'_>, name: &[u8]) -> Result<Option<Vec<u8>>> {
-    pass!(Look);
-    let path = fd_path(fd);
-    let mut value = vec![0_u8; 256];
-    loop {
-        match rustix::fs::getxattr(path.as_str(), name, value.as_mut_slice()) {
-            Ok(len) => {
-                value.truncate(len);
-                return match outside::get() {
-                    Some(outside) if names_nobody(name, &value) => {
-                        outside.getxattr(fd, name).map(Some)
-                    }
-                    _ => Ok(Some(value)),
-                };
-            }
-            Err(Errno::NODATA | Errno::OPNOTSUPP) => return Ok(None),
-            // XATTR_SIZE_MAX is 65,536.
-            Err(Errno::RANGE) if value.len() < 65_536 => value.resize(65_536, 0),
-            Err(error) => return Err(error),
-        }
-    }
-}
-
-/// The names of all extended attributes of the inode behind any descriptor.
-///
-/// # Errors
-/// listxattr(2)'s but EOPNOTSUPP.
-pub fn listxattr(fd: BorrowedFd<'_>) -> Result<Vec<Vec<u8>>> {
-    pass!(Look);
-    let path = fd_path(fd);
-    let mut list = vec![0_u8; 1024];
-    loop {
-        match rustix::fs::listxattr(path.as_str(), list.as_mut_slice()) {
-            Ok(len) => {
-                list.truncate(len);
-                break;
-            }
-            Err(Errno::OPNOTSUPP) => return Ok(Vec::new()),
-            // XATTR_LIST_MAX is 65,536.
-            Err(Errno::RANGE) if list.len() < 65_536 => list.resize(65_536, 0),
-            Err(error) => return Err(error),
-        }
-    }
-    let names = list.split(|&b| b == 0).filter(|name| !name.is_empty());
-    Ok(names.map(<[u8]>::to_vec).collect())
-}
-
-/// Sets an extended attribute of the inode behind any descriptor. `flags`: XATTR_CREATE,
-/// XATTR_REPLACE.
-///
-/// # Errors
-/// setxattr(2)'s.
-pub fn setxattr(fd: BorrowedFd<'_>, name: &[u8], value: &[u8], flags: i32) -> Result<()> {
-    pass!(Grow);
-    let flags = u32::try_from(flags).map_err(|_| Errno::INVAL)?;
-    let flags = XattrFlags::from_bits(flags).ok_or(Errno::INVAL)?;
-    let done = rustix::fs::setxattr(fd_path(fd).as_str(), name, value, flags);
-    match (done, outside::get()) {
-        // An ACL that names somebody who does not exist here, or a file capability.
-        (Err(Errno::INVAL), Some(outside)) if !name.starts_with(b"user.") => {
-            outside.setxattr(fd, name, value, flags.bits().cast_signed())
-        }
-        (done, _) => done,
-    }
-}
-
-/// Whether an attribute is an ACL with an entry for a user or group that does not exist in this
-/// user namespace (`fs/posix_acl.c:posix_acl_to_xattr()`).
-fn names_nobody(name: &[u8], value: &[u8]) -> bool {
-    let entries = value.get(4..).unwrap_or_default();
-    name.starts_with(b"system.posix_acl_")
-        && entries.chunks_exact(8).any(|entry| {
-            // ACL_USER and ACL_GROUP; the others have no number.
-            matches!(entry, [2 | 8, 0, _, _, 0xff, 0xff, 0xff, 0xff])
-        })
-}
-
-/// Removes an extended attribute of the inode behind any descriptor.
-///
-/// # Errors
-/// removexattr(2)'s.
-pub fn removexattr(fd: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
-    pass!(Change);
-    rustix::fs::removexattr(fd_path(fd).as_str(), name)
 }
 
 /// An entry of a directory on disk.
