@@ -11,7 +11,7 @@
 mod common;
 
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use common::{Sandbox, TARNFS, can_mount, mounts_below, ok, pack, run, skip, text};
 use serde_json::Value;
@@ -58,7 +58,7 @@ fn runs_and_leaves_nothing() {
     let json = sandbox.tarnfs_ok([
         "bench",
         "--quick",
-        "--only=find-warm,create",
+        "--only=find,create",
         "--against=overlayfs",
         "--json=-",
         "--dir",
@@ -67,25 +67,27 @@ fn runs_and_leaves_nothing() {
         page.to_str().unwrap(),
     ]);
     let report: Value = serde_json::from_str(&json).unwrap();
-    assert_eq!(report["schema"], "tarnfs-bench/1");
+    assert_eq!(report["schema"], "tarnfs-bench/2");
     assert!(report["environment"]["kernel"].is_string());
     let works = report["works"].as_array().unwrap();
     let names: Vec<_> = works.iter().map(|work| &work["name"]).collect();
-    assert_eq!(names, ["find-warm", "create-10k"]);
+    assert_eq!(names, ["find", "create-10k"]);
     for work in works {
         let results = work["results"].as_array().unwrap();
         let who: Vec<_> = results.iter().map(|result| &result["contender"]).collect();
         assert_eq!(who, ["tarnfs", "overlayfs"]);
         for result in results {
             assert_eq!(result["missing"], Value::Null, "{result}");
-            let time = &result["numbers"][0];
-            assert_eq!(time["samples"].as_array().unwrap().len(), 3);
-            assert!(time["ratio"]["median"].as_f64().unwrap() > 0.0);
+            assert!(result["seconds"].as_f64().unwrap() > 0.0);
+            for time in result["numbers"].as_array().unwrap() {
+                assert_eq!(time["samples"].as_array().unwrap().len(), 3);
+                assert!(time["ratio"]["median"].as_f64().unwrap() > 0.0);
+            }
         }
         assert_eq!(results[1]["numbers"][0]["ratio"]["median"], 1.0);
     }
     let page = std::fs::read_to_string(page).unwrap();
-    assert!(page.contains("<h3>find-warm</h3>") && page.ends_with("</html>\n"));
+    assert!(page.contains("<h3>find</h3>") && page.ends_with("</html>\n"));
     assert_nothing_left(&sandbox, &place);
 }
 
@@ -116,8 +118,8 @@ fn what_an_image_or_a_contender_cannot_do_is_said() {
     assert!(command.contains(r"it'\''s.tar'"), "{command}");
     for (work, who, why) in [
         (0, 0, "the image has none of node, sh"),
-        (2, 0, "no directory"),
-        (3, 0, "no git"),
+        (3, 0, "no directory"),
+        (4, 0, "no git"),
     ] {
         let result = &report["works"][work]["results"][who];
         let missing = result["missing"].as_str().unwrap();
@@ -139,11 +141,7 @@ fn bad_input_is_one_line() {
     let garbage = sandbox.at("garbage.tar");
     std::fs::write(&garbage, "no tar at all").unwrap();
     for (args, why, needs_root) in [
-        (
-            vec!["--only=find-warm,nonsense"],
-            "no work \"nonsense\"",
-            false,
-        ),
+        (vec!["--only=find,nonsense"], "no work \"nonsense\"", false),
         (vec!["--only="], "no work \"\"", false),
         (vec!["--against=zfs"], "no \"zfs\"", false),
         (
@@ -193,12 +191,37 @@ fn without_root_it_says_so() {
     if rustix::process::geteuid().is_root() {
         command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]);
     }
-    command.arg(&copy).args(["bench", "--only=find-warm"]);
+    command.arg(&copy).args(["bench", "--only=find"]);
     let output = run(command);
     let said = text(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{said}");
     assert_eq!(said.lines().count(), 1, "{said}");
     assert!(said.contains("bench needs root"), "{said}");
+}
+
+/// A benchmark that has begun and does not end: a server of its own is there.
+fn begun(place: &Path) -> Child {
+    let mut child = Command::new(TARNFS)
+        .args([
+            "bench",
+            "--quick",
+            "--rounds=1000",
+            "--only=mount,create",
+            "--against=fuse-overlayfs",
+        ])
+        .arg("--dir")
+        .arg(place)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let scratch = place.join("tarnfs-bench-");
+    while processes(scratch.to_str().unwrap()).is_empty() {
+        assert!(child.try_wait().unwrap().is_none(), "it has ended");
+        std::thread::yield_now();
+    }
+    child
 }
 
 #[test]
@@ -208,31 +231,83 @@ fn interrupted_it_takes_everything_off() {
     }
     let sandbox = Sandbox::new();
     let place = sandbox.dir("place");
-    let mut child = Command::new(TARNFS)
-        .args([
-            "bench",
-            "--quick",
-            "--rounds=1000",
-            "--only=mount,create",
-            "--against=erofs",
-        ])
-        .arg("--dir")
-        .arg(&place)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    // A server of its own is there: it has begun.
-    let scratch = place.join("tarnfs-bench-");
-    while processes(scratch.to_str().unwrap()).is_empty() {
-        assert!(child.try_wait().unwrap().is_none(), "it has ended");
-        std::thread::yield_now();
-    }
+    let child = begun(&place);
     ok("kill", ["-INT", &child.id().to_string()]);
     let output = child.wait_with_output().unwrap();
     let said = text(&output.stderr);
     assert_eq!(output.status.code(), Some(130), "{said}");
     assert!(said.starts_with("tarnfs: interrupted"), "{said}");
+    assert_nothing_left(&sandbox, &place);
+}
+
+#[test]
+fn killed_it_leaves_no_process_and_the_next_run_removes_its_directory() {
+    if !can_bench() {
+        return;
+    }
+    let sandbox = Sandbox::new();
+    let place = sandbox.dir("place");
+    let mut child = begun(&place);
+    // Another one's, which lives: it is locked.
+    let held = sandbox.dir("place/tarnfs-bench-held");
+    let lock = std::fs::File::open(&held).unwrap();
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    // The kernel is about to end all that it has started, servers included.
+    let scratch = place.join("tarnfs-bench-");
+    while !processes(scratch.to_str().unwrap()).is_empty() {
+        std::thread::yield_now();
+    }
+    assert!(mounts_below(sandbox.path()).is_empty());
+    let left = || std::fs::read_dir(&place).unwrap().count();
+    assert_eq!(left(), 2, "its directory, and the one that is held");
+    let next = || {
+        sandbox.tarnfs_ok([
+            "bench",
+            "--quick",
+            "--rounds=1",
+            "--only=mount-1",
+            "--against=overlayfs",
+            "--dir",
+            place.to_str().unwrap(),
+        ])
+    };
+    next();
+    assert!(held.exists());
+    assert_eq!(left(), 1);
+    drop(lock);
+    next();
+    assert_nothing_left(&sandbox, &place);
+}
+
+#[test]
+fn when_the_time_is_over_it_says_what_has_fewer_rounds() {
+    if !can_bench() {
+        return;
+    }
+    let sandbox = Sandbox::new();
+    let place = sandbox.dir("place");
+    let json = sandbox.tarnfs_ok([
+        "bench",
+        "--quick",
+        "--rounds=2",
+        "--minutes=0.001",
+        "--only=find",
+        "--against=overlayfs",
+        "--json=-",
+        "--dir",
+        place.to_str().unwrap(),
+    ]);
+    let report: Value = serde_json::from_str(&json).unwrap();
+    let times = &report["works"][0]["results"][0]["numbers"][0];
+    let samples = times["samples"].as_array().unwrap().len();
+    assert_eq!(samples, 1, "one round there is always, and no other");
+    let said = report["not_measured"].as_array().unwrap().iter();
+    assert!(
+        said.filter_map(Value::as_str)
+            .any(|s| s.contains("find (1)")),
+        "{report}"
+    );
     assert_nothing_left(&sandbox, &place);
 }

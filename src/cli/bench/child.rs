@@ -4,17 +4,23 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::os::fd::AsFd;
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tarnfs::sys::signal::interrupted;
 
+use super::stats::float;
+
 /// How often somebody who waits looks whether he is to stop; the end of a child wakes him at once.
 const LOOK: Timespec = Timespec {
     tv_sec: 0,
     tv_nsec: 250_000_000,
 };
+
+/// How often the memory of a program is looked at.
+const PEEK: Duration = Duration::from_millis(2);
 
 /// Somebody has asked the program to end.
 #[derive(Debug)]
@@ -76,6 +82,41 @@ pub(super) fn wait(child: &mut Child) -> anyhow::Result<std::process::ExitStatus
             Err(error) => return Err(error.into()),
         }
     }
+}
+
+/// The most memory that a program has had at once, as the kernel has counted it.
+pub(super) fn peak_mib(command: &mut Command) -> anyhow::Result<f64> {
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()?;
+    let status = format!("/proc/{}/status", child.id());
+    let mut peak = 0_u64;
+    let ended = loop {
+        if let Some(ended) = child.try_wait()? {
+            break ended;
+        }
+        check_interrupt().inspect_err(|_| {
+            if let Err(error) = child.kill().and_then(|()| child.wait().map(drop)) {
+                tracing::warn!("ending a program: {error}");
+            }
+        })?;
+        let text = std::fs::read_to_string(&status).unwrap_or_default();
+        let kib = text
+            .lines()
+            .find_map(|line| line.strip_prefix("VmHWM:"))
+            .and_then(|rest| rest.split_whitespace().next()?.parse().ok());
+        peak = peak.max(kib.unwrap_or(0));
+        std::thread::sleep(PEEK);
+    };
+    if !ended.success() {
+        bail!("{}: {ended}", name(command));
+    }
+    if peak == 0 {
+        return Err(anyhow::anyhow!("it ended too soon to be looked at")).context("peak memory");
+    }
+    Ok(float(peak) / 1024.0)
 }
 
 /// The last line of what was said, with what leads to it.

@@ -17,7 +17,8 @@ use tarnfs::sys::mount::{
     MountAttrs, Param, attach, create_detached, detached_tmpfs, mounts, unmount,
 };
 
-use super::child;
+use super::slot::Slot;
+use super::{apart, child};
 
 /// This very program.
 pub(super) const SELF: &str = "/proc/self/exe";
@@ -152,10 +153,16 @@ impl Sources {
         )
     }
 
+    /// What makes an index beside the store.
+    pub(super) fn index_command(&self) -> Command {
+        let mut command = self.tarnfs("index");
+        command.arg("-o").arg(&self.index).arg(&self.tar);
+        command
+    }
+
     /// Makes the index for the kernel, beside the store.
     pub(super) fn write_index(&mut self) -> anyhow::Result<()> {
-        let mut command = self.tarnfs("index");
-        child::run(command.arg("-o").arg(&self.index).arg(&self.tar))?;
+        child::run(&mut self.index_command())?;
         let mut side = self.index.clone().into_os_string();
         side.push(".side");
         let side = PathBuf::from(side);
@@ -173,31 +180,7 @@ impl Sources {
     }
 }
 
-/// Directories of one mount: `upper`, `work`, `mnt`, `erofs`. Removed when dropped.
-#[derive(Debug)]
-pub(super) struct Slot {
-    dir: tempfile::TempDir,
-}
-
 impl Slot {
-    pub(super) fn new(within: &Path) -> anyhow::Result<Self> {
-        let dir = tempfile::Builder::new()
-            .prefix("slot-")
-            .tempdir_in(within)?;
-        for name in ["upper", "work", "mnt", "erofs"] {
-            std::fs::create_dir(dir.path().join(name))?;
-        }
-        Ok(Self { dir })
-    }
-
-    pub(super) fn at(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    pub(super) fn path(&self) -> &Path {
-        self.dir.path()
-    }
-
     /// Mounts an image here. The mount must go before the slot does.
     pub(super) fn mount(&self, contender: &Contender, sources: &Sources) -> anyhow::Result<Mount> {
         // What a failure leaves is taken off by the guard.
@@ -250,12 +233,6 @@ impl Slot {
             }
         }
         Ok(mount)
-    }
-}
-
-impl Drop for Slot {
-    fn drop(&mut self) {
-        take_off_below(self.path());
     }
 }
 
@@ -414,5 +391,6 @@ fn wait_for_servers(root: &Path) -> anyhow::Result<()> {
         }
         std::thread::sleep(Duration::from_millis(2));
     }
+    apart::reap();
     Ok(())
 }

@@ -4,10 +4,8 @@
 use std::fs::File;
 use std::io::BufWriter;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use tar::EntryType;
 use tarnfs::store::Store;
 
@@ -24,9 +22,6 @@ const FILES_PER_DIR: u64 = 20;
 
 /// Most names that are looked up.
 const LOOKUPS: u64 = 2_000;
-
-/// How often the memory of a program is looked at.
-const PEEK: Duration = Duration::from_millis(2);
 
 const INDEX_TIME: &str = "time to index";
 const INDEX_MEMORY: &str = "peak memory of indexing";
@@ -183,7 +178,7 @@ fn by_entries(
         let start = std::time::Instant::now();
         child::run(&mut command())?;
         times.push(start.elapsed().as_secs_f64());
-        peaks.push(peak_mib(&mut command())?);
+        peaks.push(child::peak_mib(&mut command())?);
     }
     add(all.series(INDEX_TIME, OURS, "entries", "s"), entries, times);
     add(
@@ -324,39 +319,4 @@ fn rounds_of(
         add(all.series(chart, contender.name, of, "s"), x, samples);
     }
     Ok(())
-}
-
-/// The most memory that a program has had at once, as the kernel has counted it.
-fn peak_mib(command: &mut Command) -> anyhow::Result<f64> {
-    let mut child = command
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()?;
-    let status = format!("/proc/{}/status", child.id());
-    let mut peak = 0_u64;
-    let ended = loop {
-        if let Some(ended) = child.try_wait()? {
-            break ended;
-        }
-        check_interrupt().inspect_err(|_| {
-            if let Err(error) = child.kill().and_then(|()| child.wait().map(drop)) {
-                tracing::warn!("ending a program: {error}");
-            }
-        })?;
-        let text = std::fs::read_to_string(&status).unwrap_or_default();
-        let kib = text
-            .lines()
-            .find_map(|line| line.strip_prefix("VmHWM:"))
-            .and_then(|rest| rest.split_whitespace().next()?.parse().ok());
-        peak = peak.max(kib.unwrap_or(0));
-        std::thread::sleep(PEEK);
-    };
-    if !ended.success() {
-        bail!("tarnfs index: {ended}");
-    }
-    if peak == 0 {
-        return Err(anyhow::anyhow!("it ended too soon to be looked at")).context("peak memory");
-    }
-    Ok(float(peak) / 1024.0)
 }

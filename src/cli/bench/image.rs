@@ -1,5 +1,6 @@
-//! The image that is made where none is given: the same names and bytes each time, but for the
-//! programs of this machine that are put in it so that something can run.
+//! The images that are made: one with large files, which every run has, and one of small files
+//! where no other is given. The same names and bytes each time, but for the programs of this
+//! machine that are put in so that something can run.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -29,11 +30,24 @@ const PROGRAMS: [&str; 4] = ["sh", "ls", "cat", "true"];
 
 type Tar = tar::Builder<BufWriter<File>>;
 
-/// Writes the image.
-pub(super) fn make(path: &Path, amounts: Amounts) -> anyhow::Result<()> {
-    let out = BufWriter::with_capacity(1 << 20, File::create(path).context("making the tar")?);
-    let mut out = tar::Builder::new(out);
-    for dir in ["proc", "dev", "sys", "tmp", "etc", "root", "usr", "data"] {
+/// The files of the image of large ones.
+pub(super) const BIG: &str = "big";
+pub(super) const MIDDLE: &str = "middle";
+
+/// Writes an image of two large files.
+pub(super) fn large(path: &Path, amounts: Amounts) -> anyhow::Result<()> {
+    let mut out = begin(path)?;
+    let mut random = Random::new(7);
+    for (name, mib) in [(MIDDLE, amounts.middle_mib), (BIG, amounts.big_mib)] {
+        bytes(&mut out, name, &mut random, mib << 20)?;
+    }
+    end(out)
+}
+
+/// Writes an image of small files.
+pub(super) fn small(path: &Path, amounts: Amounts) -> anyhow::Result<()> {
+    let mut out = begin(path)?;
+    for dir in ["proc", "dev", "sys", "tmp", "etc", "root", "usr"] {
         entry(
             &mut out,
             EntryType::Directory,
@@ -59,13 +73,15 @@ pub(super) fn make(path: &Path, amounts: Amounts) -> anyhow::Result<()> {
             dir = format!("{dir}/level{level}");
         }
     }
-    bytes(
-        &mut out,
-        "data/middle",
-        &mut random,
-        amounts.middle_mib << 20,
-    )?;
-    bytes(&mut out, "data/big", &mut random, amounts.big_mib << 20)?;
+    end(out)
+}
+
+fn begin(path: &Path) -> anyhow::Result<Tar> {
+    let out = File::create(path).context("making the tar")?;
+    Ok(tar::Builder::new(BufWriter::with_capacity(1 << 20, out)))
+}
+
+fn end(out: Tar) -> anyhow::Result<()> {
     let out = out.into_inner().context("finishing the tar")?;
     out.into_inner()?.sync_all()?;
     Ok(())

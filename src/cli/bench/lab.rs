@@ -2,13 +2,15 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use serde::Serialize;
 use tarnfs::store::Store;
 
-use super::contenders::{Contender, How, Slot, Sources, take_off_below};
+use super::contenders::{Contender, How, Sources, take_off_below};
 use super::facts::{self, Facts};
 use super::image::{self, Amounts};
+use super::scratch::Scratch;
+use super::slot::{Disk, Slot};
 
 /// How much is done.
 #[derive(Debug, Clone, Copy, Serialize)]
@@ -17,9 +19,12 @@ pub(super) struct Sizes {
     pub(super) image: Amounts,
     /// Small files that are opened, files that are made.
     pub(super) files: usize,
-    /// Bytes that are read of the biggest file, at most.
-    pub(super) read: u64,
+    /// Bytes that are written, and those that are written in small pieces.
     pub(super) written: u64,
+    pub(super) trickled: u64,
+    /// Pages that are read here and there with empty caches, and with full ones.
+    pub(super) random_cold: u64,
+    pub(super) random_hot: u64,
     /// Files of 20 KiB that are unpacked.
     pub(super) unpacked: u64,
     /// Mounts in a row.
@@ -38,8 +43,10 @@ impl Sizes {
                 middle_mib: 100,
             },
             files: 10_000,
-            read: 512 << 20,
             written: 256 << 20,
+            trickled: 64 << 20,
+            random_cold: 1_024,
+            random_hot: 32_768,
             unpacked: 2_500,
             mounts: 100,
             growth: &[10_000, 100_000, 500_000],
@@ -55,8 +62,10 @@ impl Sizes {
                 middle_mib: 4,
             },
             files: 500,
-            read: 16 << 20,
             written: 8 << 20,
+            trickled: 2 << 20,
+            random_cold: 256,
+            random_hot: 1_024,
             unpacked: 100,
             mounts: 5,
             growth: &[1_000, 5_000],
@@ -70,33 +79,46 @@ impl Sizes {
 pub(super) struct Lab {
     pub(super) sources: Sources,
     pub(super) facts: Facts,
+    /// The image of large files.
+    pub(super) large: Large,
     pub(super) sizes: Sizes,
+    /// Whether a mount can have a filesystem of its own.
+    new_disks: bool,
     /// Last: it is removed when nothing in it is mounted any more.
-    dir: tempfile::TempDir,
+    dir: Scratch,
 }
 
-/// A scratch directory in `within`.
-pub(super) fn scratch(within: &Path) -> anyhow::Result<tempfile::TempDir> {
-    let within = within
-        .canonicalize()
-        .with_context(|| within.display().to_string())?;
-    // They mean something to overlayfs and to fuse-overlayfs.
-    if within.to_string_lossy().contains([':', ',', '\\']) {
-        bail!(
-            "--dir {}: its path must be without : , and \\",
-            within.display()
-        );
+/// An image of two large files, which no image can be relied on to have.
+#[derive(Debug)]
+pub(super) struct Large {
+    pub(super) sources: Sources,
+    pub(super) big_len: u64,
+    /// Where the bytes of the bigger one are: number of the blob, offset, length.
+    pub(super) big_runs: Vec<(usize, u64, u64)>,
+    pub(super) middle_len: u64,
+}
+
+impl Large {
+    fn new(sources: Sources, amounts: Amounts) -> anyhow::Result<Self> {
+        let mut sources = sources;
+        image::large(&sources.tar, amounts)?;
+        let image = Store::open(&sources.store).tar_image(&sources.tar, &mut |_| {})?;
+        sources.take_index(image.index_path(), image.blobs());
+        let lower = image.lower()?;
+        let big = lower.resolve(image::BIG.as_bytes(), true)?;
+        Ok(Self {
+            sources,
+            big_len: amounts.big_mib << 20,
+            big_runs: facts::runs(&lower, big.nid)?,
+            middle_len: amounts.middle_mib << 20,
+        })
     }
-    tempfile::Builder::new()
-        .prefix("tarnfs-bench-")
-        .tempdir_in(&within)
-        .with_context(|| within.display().to_string())
 }
 
 impl Lab {
     /// Makes what is needed; `tell` hears of what takes long.
     pub(super) fn new(
-        dir: tempfile::TempDir,
+        dir: Scratch,
         tar: Option<&Path>,
         sizes: Sizes,
         command: Option<&str>,
@@ -109,27 +131,37 @@ impl Lab {
                 .with_context(|| tar.display().to_string())?,
             None => {
                 tell("making an image");
-                image::make(&at("image.tar"), sizes.image)?;
+                image::small(&at("image.tar"), sizes.image)?;
                 at("image.tar")
             }
         };
-        let mut sources = Sources {
+        let from = |tar, tree: &str| Sources {
             tar,
             store: at("store"),
-            tree: at("tree"),
+            tree: at(tree),
             index: PathBuf::new(),
             blobs: Vec::new(),
         };
+        let mut sources = from(tar, "tree");
         tell("indexing the image");
         let image = Store::open(&sources.store).tar_image(&sources.tar, &mut |_| {})?;
         sources.take_index(image.index_path(), image.blobs());
         let facts = facts::look(&image.lower()?, sizes.files, command)?;
-        Ok(Self {
+        tell("making an image of large files");
+        let large = Large::new(from(at("large.tar"), "large"), sizes.image)?;
+        let mut lab = Self {
             sources,
             facts,
+            large,
             sizes,
+            new_disks: true,
             dir,
-        })
+        };
+        if let Err(error) = lab.slot_on_new_disk() {
+            tracing::debug!("no filesystems of their own for mounts: {error:#}");
+            lab.new_disks = false;
+        }
+        Ok(lab)
     }
 
     /// The directory of everything.
@@ -145,8 +177,9 @@ impl Lab {
     ) -> anyhow::Result<()> {
         let needed = |c: &&&Contender| matches!(c.how, How::Overlayfs | How::FuseOverlayfs);
         if contenders.iter().any(|c| needed(&c)) {
-            tell("extracting the image");
+            tell("extracting the images");
             self.sources.extract()?;
+            self.large.sources.extract()?;
         }
         Ok(())
     }
@@ -154,6 +187,24 @@ impl Lab {
     /// Fresh directories for a mount.
     pub(super) fn slot(&self) -> anyhow::Result<Slot> {
         Slot::new(self.path())
+    }
+
+    /// Fresh directories for a mount on a filesystem that nothing was done on yet, if that can be.
+    pub(super) fn slot_on_new_disk(&self) -> anyhow::Result<Slot> {
+        if !self.new_disks {
+            return self.slot();
+        }
+        let tar = std::fs::metadata(&self.sources.tar)?.len();
+        let disk = Disk {
+            bytes: (4 << 30) + 2 * tar,
+            inodes: 2 * self.facts.entries + 200_000,
+        };
+        Slot::on_new_disk(self.path(), disk)
+    }
+
+    /// Whether it can.
+    pub(super) fn has_new_disks(&self) -> bool {
+        self.new_disks
     }
 }
 

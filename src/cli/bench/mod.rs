@@ -4,9 +4,10 @@
 //! each time on a fresh mount with an upper of its own. What is shown first is the median of the
 //! ratios within a round. What a contender cannot do, or does wrong, is shown as that.
 //!
-//! All of it happens in a mount namespace and a scratch directory of its own. Never here: a figure
-//! that is left out, a mount that outlives its guard.
+//! All of it happens in a process apart ([`apart`]) and a scratch directory of its own. Never here:
+//! a figure that is left out, a mount that outlives its guard or the program.
 
+mod apart;
 mod child;
 mod contenders;
 mod environment;
@@ -17,31 +18,35 @@ mod lab;
 mod random;
 mod report;
 mod run;
+mod scratch;
+mod slot;
 mod stats;
+mod teller;
 mod works;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use indicatif::{ProgressBar, ProgressStyle};
-use rustix::mount::MountPropagationFlags;
-use rustix::thread::UnshareFlags;
-use tarnfs::sys::{mount, namespace, signal};
+use tarnfs::sys::mount;
 
 use super::{Global, print};
+use apart::Side;
 use contenders::{BASELINE, Contender, How, OURS};
 use lab::{Lab, Sizes};
-use report::{ContenderReport, ImageReport, Report, html, table};
+use report::{ContenderReport, ImageReport, Report, WorkReport, html, table};
+use scratch::Scratch;
+use teller::Teller;
 use works::{Group, Work};
 
 /// Compare tarnfs with overlayfs, EROFS and fuse-overlayfs on this machine
 ///
 /// Every contender does the same works on the same image, in turns. Ratios to kernel overlayfs on
 /// an extracted tree come first: the median over the rounds, each against the baseline of the same
-/// round. Needs root; makes everything in a scratch directory, in a mount namespace of its own, and
-/// leaves nothing. Works that need empty caches empty those of the whole machine.
+/// round. Needs root; makes everything in a scratch directory, in namespaces of its own, and leaves
+/// nothing; killed, it leaves the scratch directory, which the next run removes. Works that need empty caches empty those of the whole machine.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   tarnfs bench --list                                # works and contenders
@@ -57,12 +62,18 @@ pub(crate) struct Args {
     /// Who takes part beside tarnfs and overlayfs [default: all that can]
     #[arg(long, value_name = "CONTENDER,…", value_delimiter = ',')]
     against: Option<Vec<String>>,
-    /// What is done: works, groups of works, or beginnings of their names [default: all]
+    /// What is done: works, groups of works, or beginnings of their names [default: all but extras]
     #[arg(long, value_name = "WORK,…", value_delimiter = ',')]
     only: Option<Vec<String>>,
+    /// The extras too
+    #[arg(long, conflicts_with = "only")]
+    extra: bool,
     /// How often each work is done [default: 7; with --quick 3]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     rounds: Option<u16>,
+    /// Be done after about so many minutes, with fewer rounds if need be; one there is always
+    #[arg(long, value_name = "MINUTES", value_parser = minutes)]
+    minutes: Option<Duration>,
     /// Also measure how times grow with the size of images and directories (--only growth: nothing
     /// else)
     #[arg(long)]
@@ -89,6 +100,14 @@ pub(crate) struct Args {
     list: bool,
 }
 
+/// Minutes, as a number with or without a point.
+fn minutes(text: &str) -> Result<Duration, String> {
+    let minutes: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
+    let seconds = Duration::try_from_secs_f64(minutes * 60.0).map_err(|error| error.to_string())?;
+    // More has no end, and no moment that a clock could show.
+    Ok(seconds.min(Duration::from_secs(365 * 24 * 3600)))
+}
+
 /// The word of `--only` for growth.
 const GROWTH: &str = "growth";
 
@@ -96,6 +115,8 @@ const GROWTH: &str = "growth";
 struct Plan {
     works: Vec<&'static Work>,
     contenders: Vec<&'static Contender>,
+    /// Whether these were named by `--against`.
+    named: bool,
     growth: bool,
     rounds: usize,
     sizes: Sizes,
@@ -115,7 +136,7 @@ impl Plan {
             works.extend(meant);
         }
         if args.only.is_none() {
-            works.extend(&works::ALL);
+            works.extend(works::ALL.iter().filter(|work| args.extra || !work.extra));
         }
         // In the table's order, each once.
         let wanted = |work: &&Work| works.iter().any(|w| w.name == work.name);
@@ -146,6 +167,7 @@ impl Plan {
         Ok(Self {
             works,
             contenders,
+            named: args.against.is_some(),
             growth,
             rounds: args.rounds.map_or(rounds, usize::from),
             sizes,
@@ -165,8 +187,9 @@ pub(crate) fn run(_global: &Global, args: Args) -> anyhow::Result<ExitCode> {
         // Before anything is made.
         std::fs::File::open(image).with_context(|| image.display().to_string())?;
     }
-    signal::catch_interrupts().context("catching signals")?;
-    private_namespace()?;
+    if let Side::Outside(code) = apart::enter()? {
+        return Ok(code);
+    }
     let report = match measure(&args, &plan) {
         Err(error) if error.is::<child::Interrupted>() => {
             eprintln!("tarnfs{}", print::causes(&error));
@@ -178,17 +201,11 @@ pub(crate) fn run(_global: &Global, args: Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Nobody else sees what is mounted from here on, and what is left goes with the last process.
-fn private_namespace() -> anyhow::Result<()> {
-    namespace::unshare(UnshareFlags::NEWNS).context("a mount namespace of its own")?;
-    let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
-    rustix::mount::mount_change("/", private).context("making mounts private")
-}
-
 fn measure(args: &Args, plan: &Plan) -> anyhow::Result<Report> {
-    let bar = progress();
-    let tell = |what: &str| bar.set_message(what.to_owned());
-    let dir = lab::scratch(&args.dir)?;
+    let began = Instant::now();
+    let teller = Teller::new(began, plan.rounds);
+    let tell = |what: &str| teller.say(what);
+    let dir = Scratch::new(&args.dir)?;
     let lab = Lab::new(
         dir,
         args.image.as_deref(),
@@ -197,13 +214,60 @@ fn measure(args: &Args, plan: &Plan) -> anyhow::Result<Report> {
         &tell,
     )?;
     let mut environment = environment::Environment::new(lab.path(), &lab.sources.tar);
+    if !lab.has_new_disks() {
+        environment.warnings.push(
+            "no mount has a filesystem of its own (mkfs.ext4, loop devices): works that make files              show what others have removed before them"
+                .to_owned(),
+        );
+    }
     lab.extract(&plan.contenders, &tell)?;
+    let (taking_part, contenders) = take_part(&lab, plan, &tell)?;
+    let preparation = began.elapsed();
+    let course = run::Course {
+        lab: &lab,
+        works: &plan.works,
+        contenders: &taking_part,
+        named: plan.named,
+        rounds: plan.rounds,
+        until: args.minutes.map(|minutes| began + minutes),
+    };
+    let works = course.run(&|progress| teller.course(progress))?;
+    let growth = if plan.growth {
+        growth::all(&lab, &taking_part, plan.rounds, &tell)?
+    } else {
+        Vec::new()
+    };
+    teller.finish();
+    environment.ended();
+    Ok(Report {
+        schema: report::SCHEMA,
+        command: command_line(),
+        environment,
+        image: image_report(args, &lab)?,
+        rounds: plan.rounds,
+        seconds: began.elapsed().as_secs_f64(),
+        preparation_seconds: preparation.as_secs_f64(),
+        quick: args.quick,
+        sizes: plan.sizes,
+        contenders,
+        not_measured: not_measured(plan, &works),
+        works,
+        growth,
+    })
+}
+
+/// Tries everybody out: who can take part, and what the report says of each.
+fn take_part(
+    lab: &Lab,
+    plan: &Plan,
+    tell: &dyn Fn(&str),
+) -> anyhow::Result<(Vec<&'static Contender>, Vec<ContenderReport>)> {
     let mut taking_part = Vec::new();
     let mut reports = Vec::new();
     for &contender in &plan.contenders {
         child::check_interrupt()?;
         tell(&format!("trying {}", contender.name));
-        let report = match try_out(&lab, contender) {
+        let report = match try_out(lab, contender) {
             Err(error) if error.is::<child::Interrupted>() => return Err(error),
             tried => contender_report(contender, tried),
         };
@@ -212,31 +276,7 @@ fn measure(args: &Args, plan: &Plan) -> anyhow::Result<Report> {
         }
         reports.push(report);
     }
-    let mut works = Vec::new();
-    for (n, work) in plan.works.iter().enumerate() {
-        let tell = |what: &str| tell(&format!("{} of {}: {what}", n + 1, plan.works.len()));
-        works.push(run::work(&lab, &taking_part, work, plan.rounds, &tell)?);
-    }
-    let growth = if plan.growth {
-        growth::all(&lab, &taking_part, plan.rounds, &tell)?
-    } else {
-        Vec::new()
-    };
-    bar.finish_and_clear();
-    environment.ended();
-    Ok(Report {
-        schema: report::SCHEMA,
-        command: command_line(),
-        environment,
-        image: image_report(args, &lab)?,
-        rounds: plan.rounds,
-        quick: args.quick,
-        sizes: plan.sizes,
-        contenders: reports,
-        works,
-        growth,
-        not_measured: not_measured(plan),
-    })
+    Ok((taking_part, reports))
 }
 
 /// Mounts once: whether it can be done here at all, and with which options.
@@ -309,13 +349,13 @@ fn image_report(args: &Args, lab: &Lab) -> anyhow::Result<ImageReport> {
         entries: facts.entries,
         file_bytes: facts.file_bytes,
         small_files: facts.small.len(),
-        big_file_bytes: facts.big_len,
+        big_file_bytes: lab.large.big_len,
         command: facts.command.clone(),
     })
 }
 
 /// What the command line has left out, or nobody can measure yet.
-fn not_measured(plan: &Plan) -> Vec<String> {
+fn not_measured(plan: &Plan, done: &[WorkReport]) -> Vec<String> {
     let mut all = Vec::new();
     let left_out: Vec<_> = works::ALL
         .iter()
@@ -323,7 +363,25 @@ fn not_measured(plan: &Plan) -> Vec<String> {
         .filter(|name| !plan.works.iter().any(|work| work.name == *name))
         .collect();
     if !left_out.is_empty() {
-        all.push(format!("left out by --only: {}", left_out.join(", ")));
+        let left_out = left_out.join(", ");
+        all.push(format!("works, with --only or --extra: {left_out}"));
+    }
+    let few: Vec<_> = done
+        .iter()
+        .filter(|work| work.rounds() < plan.rounds)
+        .map(|work| format!("{} ({})", work.name, work.rounds()))
+        .collect();
+    if !few.is_empty() {
+        let few = few.join(", ");
+        all.push(format!("all rounds, for want of time: {few}"));
+    }
+    for contender in plan.contenders.iter().filter(|c| c.how != How::Untar) {
+        let absent =
+            |work: &&WorkReport| !work.results.iter().any(|r| r.contender == contender.name);
+        let absent: Vec<_> = done.iter().filter(absent).map(|w| w.name).collect();
+        if !absent.is_empty() {
+            all.push(format!("{}: {}", contender.name, absent.join(", ")));
+        }
     }
     let left_out: Vec<_> = contenders::ALL
         .iter()
@@ -366,7 +424,8 @@ fn list() -> anyhow::Result<()> {
     for group in Group::ALL {
         writeln!(out, "\n{} (--only {}):", group.title(), group.name())?;
         for work in works::ALL.iter().filter(|work| work.group == group) {
-            writeln!(out, "  {:<18} {}", work.name, work.what)?;
+            let extra = if work.extra { " (extra)" } else { "" };
+            writeln!(out, "  {:<18} {}{extra}", work.name, work.what)?;
         }
     }
     writeln!(
@@ -375,15 +434,6 @@ fn list() -> anyhow::Result<()> {
     )?;
     out.flush()?;
     Ok(())
-}
-
-/// What is being done, on a terminal only.
-fn progress() -> ProgressBar {
-    let bar = ProgressBar::new_spinner();
-    match ProgressStyle::with_template("{elapsed_precise} {wide_msg}") {
-        Ok(style) => bar.with_style(style),
-        Err(_) => bar,
-    }
 }
 
 fn write(args: &Args, report: &Report) -> anyhow::Result<()> {

@@ -15,7 +15,7 @@ use super::stats::Summary;
 use super::works::Group;
 
 /// The version of the JSON; another number is another form.
-pub(super) const SCHEMA: &str = "tarnfs-bench/1";
+pub(super) const SCHEMA: &str = "tarnfs-bench/2";
 
 /// All of it.
 #[derive(Debug, Serialize)]
@@ -26,6 +26,9 @@ pub(super) struct Report {
     pub(super) environment: Environment,
     pub(super) image: ImageReport,
     pub(super) rounds: usize,
+    /// The time of everything, in seconds; and of what came before the first work.
+    pub(super) seconds: f64,
+    pub(super) preparation_seconds: f64,
     pub(super) quick: bool,
     /// Files, bytes and mounts of a work.
     pub(super) sizes: Sizes,
@@ -44,6 +47,7 @@ pub(super) struct ImageReport {
     pub(super) entries: u64,
     pub(super) file_bytes: u64,
     pub(super) small_files: usize,
+    /// Of the image of large files, which is made.
     pub(super) big_file_bytes: u64,
     pub(super) command: Vec<String>,
 }
@@ -77,6 +81,8 @@ pub(super) struct Outcome {
     pub(super) contender: &'static str,
     /// Why there are no figures.
     pub(super) missing: Option<String>,
+    /// The whole time of all rounds, preparations included.
+    pub(super) seconds: f64,
     pub(super) numbers: Vec<Numbers>,
 }
 
@@ -115,6 +121,14 @@ pub(super) struct Point {
 }
 
 impl WorkReport {
+    /// How many rounds there were of it, at most.
+    pub(super) fn rounds(&self) -> usize {
+        let numbers = self.results.iter().flat_map(|result| &result.numbers);
+        // Where nobody could do it, none is missing.
+        let samples = numbers.map(|numbers| numbers.samples.len());
+        samples.max().unwrap_or(usize::MAX)
+    }
+
     /// The figures of one contender that are called so.
     pub(super) fn numbers(&self, contender: &str, name: &str) -> Option<&Numbers> {
         let outcome = self.results.iter().find(|r| r.contender == contender)?;

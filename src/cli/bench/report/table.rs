@@ -41,6 +41,12 @@ pub(in crate::cli::bench) fn text(report: &Report) -> Result<String, fmt::Error>
     );
     writeln!(out, "  {:<16}{details}", "image")?;
     writeln!(out, "  {:<16}{}", "command", report.command)?;
+    let took = format!(
+        "{:.1} min, of which {:.1} before the first work",
+        report.seconds / 60.0,
+        report.preparation_seconds / 60.0
+    );
+    writeln!(out, "  {:<16}{took}", "took")?;
     for warning in &report.environment.warnings {
         writeln!(out, "  warning: {warning}")?;
     }

@@ -33,6 +33,7 @@ fn report() -> Report {
                 Outcome {
                     contender: contender.name,
                     missing: (!could).then(|| "failed: <a> & \"b\"".to_owned()),
+                    seconds: 1.5,
                     numbers: if could {
                         vec![numbers(
                             "time",
@@ -70,6 +71,8 @@ fn report() -> Report {
             command: vec!["/bin/true".to_owned()],
         },
         rounds: 3,
+        seconds: 90.0,
+        preparation_seconds: 3.0,
         quick: true,
         sizes: super::super::lab::Sizes::quick(),
         contenders: contenders::ALL

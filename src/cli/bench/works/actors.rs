@@ -7,7 +7,7 @@ use anyhow::{Context, anyhow};
 use super::super::child::check_interrupt;
 use super::super::contenders::Mount;
 use super::super::lab::drop_caches;
-use super::super::stats::float;
+use super::super::stats::{count, float};
 use super::{Number, Sample, Stage, files, timed};
 
 pub(super) fn read(stage: &Stage<'_>, actors: usize) -> anyhow::Result<Sample> {
@@ -17,7 +17,7 @@ pub(super) fn read(stage: &Stage<'_>, actors: usize) -> anyhow::Result<Sample> {
     let mut mounts = Vec::new();
     for slot in &slots {
         check_interrupt()?;
-        mounts.push(stage.mount(slot)?);
+        mounts.push(stage.mount_large(slot)?);
     }
     drop_caches()?;
     let before = page_cache()?;
@@ -37,6 +37,7 @@ pub(super) fn read(stage: &Stage<'_>, actors: usize) -> anyhow::Result<Sample> {
         mount.finish()?;
     }
     let mib = |kib: u64| float(kib) / 1024.0;
+    let each = |kib: u64| mib(kib) / count(actors);
     let mut sample = Sample::seconds(seconds, found);
     sample.numbers.extend([
         Number {
@@ -45,14 +46,14 @@ pub(super) fn read(stage: &Stage<'_>, actors: usize) -> anyhow::Result<Sample> {
             value: mib(after.saturating_sub(before)),
         },
         Number {
-            name: "servers' PSS",
+            name: "PSS of an actor's server",
             unit: "MiB",
-            value: mib(pss),
+            value: each(pss),
         },
         Number {
-            name: "servers' private memory",
+            name: "private memory of an actor's server",
             unit: "MiB",
-            value: mib(private),
+            value: each(private),
         },
     ]);
     Ok(sample)

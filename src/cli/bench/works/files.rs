@@ -9,32 +9,13 @@ use anyhow::{Context, bail};
 use tarnfs::sys::map::Map;
 
 use super::super::contenders::{How, Mount};
+use super::super::image::BIG;
 use super::super::lab::drop_caches;
 use super::super::random::Random;
 use super::{Sample, Stage, timed};
 
 const PAGE: u64 = 4096;
 const CHUNK: usize = 1 << 20;
-/// Most pages that are read here and there.
-const RANDOM_READS: u64 = 32_768;
-
-/// In which order.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Pattern {
-    Sequential,
-    Random,
-}
-
-/// What is in memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum State {
-    /// Nothing.
-    Cold,
-    /// The tar or the tree; nobody has read through the mount.
-    First,
-    /// The file, as the mount has shown it.
-    Hot,
-}
 
 /// By which system call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,19 +24,36 @@ pub(super) enum Via {
     Map,
 }
 
-/// Open, read, close of the small files, in an order of their own.
-pub(super) fn small(stage: &Stage<'_>, cold: bool) -> anyhow::Result<Sample> {
+/// The small files in an order of their own: open, read, close with empty caches and a second time;
+/// lstat of all, a second time too.
+pub(super) fn small(stage: &Stage<'_>) -> anyhow::Result<Sample> {
     let slot = stage.slot()?;
     let mount = stage.mount(&slot)?;
     let paths: Vec<PathBuf> = stage.lab.facts.small.iter().map(|p| mount.at(p)).collect();
-    if cold {
-        drop_caches()?;
-    } else {
-        read_all(&paths)?;
-    }
-    let (found, seconds) = timed(|| read_all(&paths))?;
+    drop_caches()?;
+    let (found, cold) = timed(|| read_all(&paths))?;
+    let (again, hot) = timed(|| read_all(&paths))?;
+    let (lengths, stat) = timed(|| stat_all(&paths))?;
     mount.finish()?;
-    Ok(Sample::seconds(seconds, found))
+    if again != found {
+        bail!("a second time, other bytes were read");
+    }
+    Ok(Sample::times(
+        [
+            ("open, cold", cold),
+            ("open, hot", hot),
+            ("lstat, hot", stat),
+        ],
+        found + lengths,
+    ))
+}
+
+/// The sum of the lengths.
+fn stat_all(paths: &[PathBuf]) -> anyhow::Result<u64> {
+    paths
+        .iter()
+        .map(|path| Ok(std::fs::symlink_metadata(path)?.len()))
+        .sum()
 }
 
 /// Bytes and their sum.
@@ -75,67 +73,76 @@ fn read_all(paths: &[PathBuf]) -> anyhow::Result<u64> {
     Ok(found)
 }
 
-/// The biggest file of the image.
-pub(super) fn big(
-    stage: &Stage<'_>,
-    pattern: Pattern,
-    state: State,
-    via: Via,
-) -> anyhow::Result<Sample> {
-    let facts = &stage.lab.facts;
+/// The large file. First: what is mounted is cached, and nobody has read through the mount. Hot: a
+/// second time. Cold: with empty caches.
+pub(super) fn big(stage: &Stage<'_>, via: Via) -> anyhow::Result<Sample> {
+    let (large, sizes) = (&stage.lab.large, &stage.lab.sizes);
     let slot = stage.slot()?;
-    let mount = stage.mount(&slot)?;
-    let path = mount.at(&facts.big);
-    let len = facts.big_len.min(stage.lab.sizes.read);
-    let pages = offsets(len, pattern);
-    match state {
-        State::Cold => drop_caches()?,
-        State::First => {
-            drop_caches()?;
-            read_sources(stage)?;
-        }
-        State::Hot => {
-            through_map(&path, &pages)?;
-            by_read(&path, len, Pattern::Sequential, &pages)?;
-        }
-    }
-    let (found, seconds) = timed(|| match via {
-        Via::Read => by_read(&path, len, pattern, &pages),
-        Via::Map => through_map(&path, &pages),
-    })?;
+    let mount = stage.mount_large(&slot)?;
+    let path = mount.at(BIG);
+    let len = large.big_len;
+    let all: Vec<u64> = (0..len.div_ceil(PAGE)).map(|page| page * PAGE).collect();
+    let some = here_and_there(len, sizes.random_hot);
+    let few = here_and_there(len, sizes.random_cold);
+    let in_order = || match via {
+        Via::Read => in_order(&path, len),
+        Via::Map => through_map(&path, &all),
+    };
+    let at = |pages: &[u64]| match via {
+        Via::Read => pages_of(&path, pages),
+        Via::Map => through_map(&path, pages),
+    };
+    drop_caches()?;
+    read_sources(stage)?;
+    let (found, first) = timed(in_order)?;
+    let (again, hot) = timed(in_order)?;
+    let (random, random_hot) = timed(|| at(&some))?;
+    drop_caches()?;
+    let (once_more, cold) = timed(in_order)?;
+    drop_caches()?;
+    let (random_few, random_cold) = timed(|| at(&few))?;
     mount.finish()?;
-    Ok(Sample::seconds(seconds, found))
+    if [again, once_more] != [found, found] {
+        bail!("another time, other bytes were read");
+    }
+    Ok(Sample::times(
+        [
+            ("first", first),
+            ("hot", hot),
+            ("cold", cold),
+            ("here and there, hot", random_hot),
+            ("here and there, cold", random_cold),
+        ],
+        found + random + random_few,
+    ))
 }
 
 /// The first byte of each page that is read.
-fn offsets(len: u64, pattern: Pattern) -> Vec<u64> {
+fn here_and_there(len: u64, count: u64) -> Vec<u64> {
+    let mut random = Random::new(3);
     let pages = len.div_ceil(PAGE);
-    match pattern {
-        Pattern::Sequential => (0..pages).map(|page| page * PAGE).collect(),
-        Pattern::Random => {
-            let mut random = Random::new(3);
-            let count = pages.min(RANDOM_READS);
-            (0..count).map(|_| random.below(pages) * PAGE).collect()
-        }
-    }
+    (0..count).map(|_| random.below(pages) * PAGE).collect()
 }
 
-/// The sum of the first bytes of pages, which are read whole.
-fn by_read(path: &Path, len: u64, pattern: Pattern, pages: &[u64]) -> anyhow::Result<u64> {
+/// The sum of the first bytes of pages, which are read one by one.
+fn pages_of(path: &Path, pages: &[u64]) -> anyhow::Result<u64> {
     let file = File::open(path)?;
+    let mut page = [0; 4096];
     let mut sum = 0;
-    if pattern == Pattern::Random {
-        let mut page = [0; 4096];
-        for &at in pages {
-            if file.read_at(&mut page, at)? == 0 {
-                bail!("the file is too short");
-            }
-            sum += u64::from(page[0]);
+    for &at in pages {
+        if file.read_at(&mut page, at)? == 0 {
+            bail!("the file is too short");
         }
-        return Ok(sum);
+        sum += u64::from(page[0]);
     }
+    Ok(sum)
+}
+
+/// The same sum of all pages, which are read in order and many at once.
+fn in_order(path: &Path, len: u64) -> anyhow::Result<u64> {
+    let file = File::open(path)?;
     let mut chunk = vec![0; CHUNK];
-    let mut at = 0;
+    let (mut at, mut sum) = (0, 0);
     while at < len {
         let want = usize::try_from((len - at).min(CHUNK as u64))?;
         let part = chunk.get_mut(..want).context("a chunk")?;
@@ -167,16 +174,17 @@ fn through_map(path: &Path, pages: &[u64]) -> anyhow::Result<u64> {
 
 /// Brings into memory what the contender reads from.
 fn read_sources(stage: &Stage<'_>) -> anyhow::Result<()> {
-    let sources = &stage.lab.sources;
+    let large = &stage.lab.large;
+    let sources = &large.sources;
     match stage.contender.how {
         How::Tarnfs { .. } | How::Erofs => {
-            for &(blob, offset, len) in &stage.lab.facts.big_runs {
+            for &(blob, offset, len) in &large.big_runs {
                 let blob = sources.blobs.get(blob).context("a blob")?;
                 read_run(blob, offset, offset + len)?;
             }
         }
         How::Overlayfs | How::Untar | How::FuseOverlayfs => {
-            read_run(&sources.tree.join(&stage.lab.facts.big), 0, u64::MAX)?;
+            read_run(&sources.tree.join(BIG), 0, u64::MAX)?;
         }
     }
     Ok(())
@@ -197,9 +205,7 @@ fn read_run(path: &Path, mut at: u64, end: u64) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What one actor reads: the biggest file, in order.
+/// What one actor reads: the large file, in order.
 pub(super) fn of_actor(stage: &Stage<'_>, mount: &Mount) -> anyhow::Result<u64> {
-    let facts = &stage.lab.facts;
-    let len = facts.big_len.min(stage.lab.sizes.read);
-    by_read(&mount.at(&facts.big), len, Pattern::Sequential, &[])
+    in_order(&mount.at(BIG), stage.lab.large.big_len)
 }

@@ -13,10 +13,11 @@ use std::time::Instant;
 use anyhow::Context;
 use serde::Serialize;
 
-use super::contenders::{Contender, How, Mount, Slot, Sources};
+use super::contenders::{Contender, How, Mount, Sources};
 use super::facts::Facts;
 use super::lab::Lab;
-use files::{Pattern, State, Via};
+use super::slot::Slot;
+use files::Via;
 
 /// The directory in a mount that the works write to.
 const OWN: &str = "tarnfs-bench";
@@ -37,11 +38,40 @@ pub(super) enum Group {
     Actors,
 }
 
+/// Who does a work, beside its baseline and [`OURS`], if nobody is named by `--against`.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Who {
+    /// All but these: they would do exactly what another one does.
+    But(&'static [&'static str]),
+    /// These: the others cannot do it.
+    Only(&'static [&'static str]),
+}
+
+/// Where no file's bytes are read or written, it is tarnfs.
+const OPENS: &[&str] = &["tarnfs-replies", "tarnfs-noopen"];
+/// Where files are opened once and read long, that one is tarnfs-replies, and EROFS under overlayfs
+/// is tarnfs-kernel, but for a superblock of its own in every mount.
+const NOOPEN: &[&str] = &["tarnfs-noopen"];
+const NOOPEN_AND_EROFS: &[&str] = &["tarnfs-noopen", "erofs"];
+/// Where only the upper is worked on, it is overlayfs.
+const EROFS: &[&str] = &["erofs"];
+/// Both.
+const OPENS_AND_EROFS: &[&str] = &["tarnfs-replies", "tarnfs-noopen", "erofs"];
+/// Programs that read little for what they do.
+const REPLIES_AND_EROFS: &[&str] = &["tarnfs-replies", "erofs"];
+
 impl Work {
     /// Whether a contender is meant for it. `untar` is where a start from the tar alone is; from
-    /// then on it is overlayfs, which takes part itself.
-    pub(super) fn is_for(&self, contender: &Contender) -> bool {
-        contender.how != How::Untar || self.baseline == contender.name
+    /// then on it is overlayfs, which takes part itself. Who was `named` takes part wherever it can.
+    pub(super) fn is_for(&self, contender: &Contender, named: bool) -> bool {
+        if contender.name == self.baseline {
+            return true;
+        }
+        match self.who {
+            _ if contender.how == How::Untar => false,
+            Who::Only(names) => names.contains(&contender.name),
+            Who::But(names) => named || !names.contains(&contender.name),
+        }
     }
 }
 
@@ -90,6 +120,9 @@ pub(super) struct Work {
     pub(super) what: &'static str,
     /// The contender that ratios are taken to.
     pub(super) baseline: &'static str,
+    pub(super) who: Who,
+    /// Whether it is done only where it is asked for.
+    pub(super) extra: bool,
     /// Why this image, or this contender, cannot do it.
     pub(super) unfit: fn(&Facts, &Contender) -> Option<String>,
     pub(super) run: fn(&Stage<'_>) -> anyhow::Result<Sample>,
@@ -107,8 +140,17 @@ impl Stage<'_> {
         self.lab.slot()
     }
 
+    /// For works that make or remove many files: what was done before them must not matter.
+    fn slot_on_new_disk(&self) -> anyhow::Result<Slot> {
+        self.lab.slot_on_new_disk()
+    }
+
     fn mount(&self, slot: &Slot) -> anyhow::Result<Mount> {
         self.mount_of(slot, &self.lab.sources)
+    }
+
+    fn mount_large(&self, slot: &Slot) -> anyhow::Result<Mount> {
+        self.mount_of(slot, &self.lab.large.sources)
     }
 
     fn mount_of(&self, slot: &Slot, sources: &Sources) -> anyhow::Result<Mount> {
@@ -132,15 +174,23 @@ pub(super) struct Sample {
     pub(super) found: u64,
 }
 
+/// The name of the only time of a sample.
+pub(super) const TIME: &str = "time";
+
 impl Sample {
     fn seconds(value: f64, found: u64) -> Self {
-        let time = Number {
-            name: "time",
+        Self::times([(TIME, value)], found)
+    }
+
+    /// Several times, in seconds.
+    fn times<const N: usize>(times: [(&'static str, f64); N], found: u64) -> Self {
+        let number = |(name, value)| Number {
+            name,
             unit: "s",
             value,
         };
         Self {
-            numbers: vec![time],
+            numbers: times.map(number).to_vec(),
             found,
         }
     }
@@ -166,12 +216,15 @@ fn any(_: &Facts, _: &Contender) -> Option<String> {
 }
 
 macro_rules! works {
-    ($($name:literal $group:ident $what:literal $baseline:literal $unfit:expr, $run:expr;)*) => {
+    ($($name:literal $group:ident $what:literal $baseline:literal $who:expr, $extra:literal
+       $unfit:expr, $run:expr;)*) => {
         [$(Work {
             name: $name,
             group: Group::$group,
             what: $what,
             baseline: $baseline,
+            who: $who,
+            extra: !$extra.is_empty(),
             unfit: $unfit,
             run: $run,
         }),*]
@@ -179,108 +232,76 @@ macro_rules! works {
 }
 
 /// All of them, in the order that they are done and shown in.
-pub(super) const ALL: [Work; 49] = works![
+pub(super) const ALL: [Work; 30] = works![
+    "index" Start
+        "tarnfs index and tar -x of the image, which is cached" "untar"
+        Who::Only(&["tarnfs"]), "" any, restore::index;
     "first-restore" Start
         "from the tar alone to the end of the first program; caches empty" "untar"
-        restore::unfit_first, restore::first;
-    "later-restore-cold" Start
-        "index or tree are there; caches empty" "overlayfs"
-        restore::unfit, |s| restore::later(s, true);
+        Who::Only(&["tarnfs", "tarnfs-kernel", "erofs"]), "" restore::unfit, restore::first;
     "later-restore" Start
-        "index or tree are there; caches full" "overlayfs"
-        restore::unfit, |s| restore::later(s, false);
-    "mount" Start "one mount" "overlayfs" any, |s| restore::mounts(s, false, false);
-    "unmount" Start "one unmount" "overlayfs" any, |s| restore::mounts(s, false, true);
-    "mount-100" Start "100 mounts in a row, which stay (--quick: 5)" "overlayfs"
-        any, |s| restore::mounts(s, true, false);
-    "unmount-100" Start "100 mounts are there; 100 unmounts in a row (--quick: 5)" "overlayfs"
-        any, |s| restore::mounts(s, true, true);
+        "index or tree are there; to the end of the first program" "overlayfs"
+        Who::But(&[]), "" restore::unfit, restore::later;
+    "mount-1" Start "one mount, one unmount" "overlayfs"
+        Who::But(OPENS), "" any, |s| restore::mounts(s, 1);
+    "mount-100" Start "100 mounts in a row, then 100 unmounts (--quick: 5)" "overlayfs"
+        Who::But(OPENS), "" any, |s| restore::mounts(s, s.lab.sizes.mounts);
 
-    "find-cold" Names "lstat and readlink of everything; caches empty" "overlayfs"
-        any, |s| names::find(s, true);
-    "find-warm" Names "lstat and readlink of everything, a second time" "overlayfs"
-        any, |s| names::find(s, false);
-    "small-open-cold" Names "small files: open, read, close, each; caches empty" "overlayfs"
-        any, |s| files::small(s, true);
-    "small-open-hot" Names "small files: open, read, close, each, a second time" "overlayfs"
-        any, |s| files::small(s, false);
+    "find" Names "lstat and readlink of everything, as find -ls has it" "overlayfs"
+        Who::But(OPENS), "" any, names::find;
+    "small-files" Names "10,000 small files: lstat; open, read, close (--quick: 500)" "overlayfs"
+        Who::But(&[]), "" any, files::small;
 
-    "read-seq-cold" Read "read(2) in order, 1 MiB each; caches empty" "overlayfs"
-        any, |s| files::big(s, Pattern::Sequential, State::Cold, Via::Read);
-    "read-seq-first" Read "read(2) in order; the tar or tree is cached, the mount is new" "overlayfs"
-        any, |s| files::big(s, Pattern::Sequential, State::First, Via::Read);
-    "read-seq-hot" Read "read(2) in order, a second time" "overlayfs"
-        any, |s| files::big(s, Pattern::Sequential, State::Hot, Via::Read);
-    "read-random-cold" Read "read(2) of 4 KiB here and there; caches empty" "overlayfs"
-        any, |s| files::big(s, Pattern::Random, State::Cold, Via::Read);
-    "read-random-first" Read "read(2) of 4 KiB here and there; the tar or tree is cached" "overlayfs"
-        any, |s| files::big(s, Pattern::Random, State::First, Via::Read);
-    "read-random-hot" Read "read(2) of 4 KiB here and there, a second time" "overlayfs"
-        any, |s| files::big(s, Pattern::Random, State::Hot, Via::Read);
-    "mmap-seq-cold" Read "mmap(2), each page in order; caches empty" "overlayfs"
-        any, |s| files::big(s, Pattern::Sequential, State::Cold, Via::Map);
-    "mmap-seq-first" Read "mmap(2), each page in order; the tar or tree is cached" "overlayfs"
-        any, |s| files::big(s, Pattern::Sequential, State::First, Via::Map);
-    "mmap-seq-hot" Read "mmap(2), each page in order, a second time" "overlayfs"
-        any, |s| files::big(s, Pattern::Sequential, State::Hot, Via::Map);
-    "mmap-random-first" Read "mmap(2), pages here and there; the tar or tree is cached" "overlayfs"
-        any, |s| files::big(s, Pattern::Random, State::First, Via::Map);
-    "mmap-random-hot" Read "mmap(2), pages here and there, a second time" "overlayfs"
-        any, |s| files::big(s, Pattern::Random, State::Hot, Via::Map);
+    "read" Read "512 MiB by read(2), 1 MiB each; pages of 4 KiB here and there" "overlayfs"
+        Who::But(&[]), "" any, |s| files::big(s, Via::Read);
+    "mmap" Read "512 MiB mapped, each page in order; pages here and there" "overlayfs"
+        Who::But(NOOPEN_AND_EROFS), "" any, |s| files::big(s, Via::Map);
 
-    "write-4k" Write "a new file, 4 KiB a write, no fsync" "overlayfs"
-        any, |s| write::new_file(s, 4 << 10, false);
-    "write-64k" Write "a new file, 64 KiB a write, no fsync" "overlayfs"
-        any, |s| write::new_file(s, 64 << 10, false);
-    "write-1m" Write "a new file, 1 MiB a write, no fsync" "overlayfs"
-        any, |s| write::new_file(s, 1 << 20, false);
-    "write-4k-fsync" Write "a new file, 4 KiB a write, one fsync at the end" "overlayfs"
-        any, |s| write::new_file(s, 4 << 10, true);
-    "write-1m-fsync" Write "a new file, 1 MiB a write, one fsync at the end" "overlayfs"
-        any, |s| write::new_file(s, 1 << 20, true);
-    "overwrite-hot" Write "a file that is there already, 64 KiB a write, no fsync" "overlayfs"
-        any, write::again;
+    "write-4k" Write "a new file of 64 MiB, 4 KiB a write, no fsync" "overlayfs"
+        Who::But(EROFS), "" any, |s| write::new_file(s, 4 << 10, false);
+    "write-64k" Write "a new file of 256 MiB, 64 KiB a write, no fsync" "overlayfs"
+        Who::But(EROFS), "" any, |s| write::new_file(s, 64 << 10, false);
+    "write-1m" Write "a new file of 256 MiB, 1 MiB a write, no fsync" "overlayfs"
+        Who::But(EROFS), "" any, |s| write::new_file(s, 1 << 20, false);
+    "write-4k-fsync" Write "a new file of 64 MiB, 4 KiB a write, one fsync at the end" "overlayfs"
+        Who::But(EROFS), "extra" any, |s| write::new_file(s, 4 << 10, true);
+    "write-1m-fsync" Write "a new file of 256 MiB, 1 MiB a write, one fsync at the end" "overlayfs"
+        Who::But(EROFS), "extra" any, |s| write::new_file(s, 1 << 20, true);
+    "overwrite" Write "a file that is there already, 64 KiB a write, no fsync" "overlayfs"
+        Who::But(EROFS), "extra" any, write::again;
+    "copy-up" Write "one byte written to a file of 100 MiB of the image; caches full" "overlayfs"
+        Who::But(OPENS_AND_EROFS), "" any, write::copy_up;
 
-    "create-10k" Change "10,000 new files of 100 bytes in one directory (--quick: 500)" "overlayfs"
-        any, names::create;
-    "mkdir-10k" Change "10,000 new directories (--quick: 500)" "overlayfs" any, names::mkdir;
-    "rename-10k" Change "10,000 new files renamed (--quick: 500)" "overlayfs" any, names::rename;
-    "unlink-10k" Change "10,000 new files removed (--quick: 500)" "overlayfs" any, names::unlink;
-    "unlink-image" Change "small files of the image removed" "overlayfs"
-        any, names::unlink_image;
-    "rename-image" Change "small files of the image renamed, which copies them up" "overlayfs"
-        any, names::rename_image;
-    "chmod-image" Change "small files of the image chmod'ed, which copies them up" "overlayfs"
-        any, names::chmod_image;
-    "copy-up" Change "one byte written to a large file of the image; caches full" "overlayfs"
-        any, write::copy_up;
-    "rm-rf" Change "a directory of the image removed with all in it" "overlayfs"
-        names::unfit_tree, names::remove_tree;
+    "create-10k" Change "10,000 files of 100 bytes made, renamed, removed; directories made (--quick: 500)"
+        "overlayfs" Who::But(OPENS_AND_EROFS), "" any, names::create;
+    "change-1k" Change "1,000 small files of the image: removed, renamed, chmod'ed, a third each (--quick: 48)"
+        "overlayfs" Who::But(OPENS_AND_EROFS), "" any, names::change;
+    "rm-rf" Change "a directory of the image (node_modules) removed with all in it" "overlayfs"
+        Who::But(OPENS_AND_EROFS), "" names::unfit_tree, names::remove_tree;
 
-    "node-webpack" Programs "node: require('webpack'); caches full" "overlayfs"
-        programs::unfit_webpack, programs::webpack;
-    "node-webpack-cold" Programs "node: require('webpack'); caches empty" "overlayfs"
-        programs::unfit_webpack, programs::webpack_cold;
-    "git-status" Programs "git status in a repository of the image" "overlayfs"
-        programs::unfit_git, programs::git_status;
-    "git-clone" Programs "git clone of a repository of the image" "overlayfs"
-        programs::unfit_git, programs::git_clone;
-    "npm-ci" Programs "npm ci, offline, from a cache in the image" "overlayfs"
-        programs::unfit_npm, programs::npm_ci;
+    "node-webpack" Programs "node: require('webpack')" "overlayfs"
+        Who::But(EROFS), "" programs::unfit_webpack, programs::webpack;
+    "git-status" Programs "git status in a repository of the image, a second time" "overlayfs"
+        Who::But(EROFS), "" programs::unfit_git, programs::git_status;
+    "git-clone" Programs "git clone of a repository of the image; caches empty" "overlayfs"
+        Who::But(REPLIES_AND_EROFS), "" programs::unfit_git, programs::git_clone;
+    "npm-ci" Programs "npm ci, offline, from a cache in the image; caches empty" "overlayfs"
+        Who::But(REPLIES_AND_EROFS), "" programs::unfit_npm, programs::npm_ci;
     "tar-x" Programs "tar -x of 50 MB in 2,500 files into the mount (--quick: 2 MB)" "overlayfs"
-        any, programs::unpack;
+        Who::But(REPLIES_AND_EROFS), "" any, programs::unpack;
     "tar-c" Programs "tar -c of all of the mount to nowhere; caches empty" "overlayfs"
-        any, programs::pack;
-    "du" Programs "du -s of all of the mount; caches empty" "overlayfs" any, programs::du;
-    "grep" Programs "grep -r in the small files' directory; caches full" "overlayfs"
-        any, programs::grep;
+        Who::But(&[]), "extra" any, programs::pack;
+    "du" Programs "du -s of all of the mount; caches empty" "overlayfs"
+        Who::But(OPENS), "extra" any, programs::du;
+    "grep" Programs "grep -r in the directory of rm-rf; caches full" "overlayfs"
+        Who::But(&[]), "extra" names::unfit_tree, programs::grep;
 
-    "actors-1" Actors "1 mount, which reads the largest file" "overlayfs"
-        any, |s| actors::read(s, 1);
-    "actors-4" Actors "4 mounts, which read the same file at once" "overlayfs"
-        any, |s| actors::read(s, 4);
-    "actors-16" Actors "16 mounts, which read the same file at once" "overlayfs"
-        any, |s| actors::read(s, 16);
+    "actors-1" Actors "1 mount, which reads 512 MiB; caches empty" "overlayfs"
+        Who::But(NOOPEN), "" any, |s| actors::read(s, 1);
+    "actors-4" Actors "4 mounts, which read the same 512 MiB at once; caches empty" "overlayfs"
+        Who::But(NOOPEN_AND_EROFS), "" any, |s| actors::read(s, 4);
+    "actors-16" Actors "16 mounts, which read the same 512 MiB at once; caches empty" "overlayfs"
+        Who::But(NOOPEN_AND_EROFS), "" any, |s| actors::read(s, 16);
 ];
 
 /// The works that a word of `--only` means: a work, a group, or the beginning of names up to a
@@ -308,10 +329,10 @@ mod tests {
     #[test]
     fn words_mean_works() {
         let names = |word| named(word).iter().map(|w| w.name).collect::<Vec<_>>();
-        assert_eq!(names("find-warm"), ["find-warm"]);
+        assert_eq!(names("find"), ["find"]);
         assert_eq!(names("create"), ["create-10k"]);
-        assert_eq!(names("mount"), ["mount"], "the work, not what begins so");
-        assert_eq!(names("names").len(), 4, "a group");
+        assert_eq!(names("mount"), ["mount-1", "mount-100"]);
+        assert_eq!(names("write").len(), 7, "a group, not only what begins so");
         assert!(names("nothing").is_empty() && names("").is_empty());
     }
 
@@ -323,6 +344,10 @@ mod tests {
         assert_eq!(all.len(), ALL.len());
         for work in &ALL {
             assert!(super::super::contenders::named(work.baseline).is_some());
+            let (Who::But(names) | Who::Only(names)) = work.who;
+            for name in names {
+                assert!(super::super::contenders::named(name).is_some(), "{name}");
+            }
         }
     }
 }

@@ -1,52 +1,58 @@
 //! Names: walking, making, renaming, removing.
 
 use std::fs;
-use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::io::ErrorKind;
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 
-use super::super::contenders::{Contender, Mount};
+use super::super::contenders::Contender;
 use super::super::facts::Facts;
 use super::super::lab::drop_caches;
-use super::{OWN, Sample, Stage, any, own_dir, timed};
+use super::{Sample, Stage, any, own_dir, timed};
 
 /// What `find -ls` learns: each entry with lstat(2), each link with readlink(2).
-pub(super) fn find(stage: &Stage<'_>, cold: bool) -> anyhow::Result<Sample> {
+pub(super) fn find(stage: &Stage<'_>) -> anyhow::Result<Sample> {
     let slot = stage.slot()?;
     let mount = stage.mount(&slot)?;
-    if cold {
-        drop_caches()?;
-    } else {
-        walk(mount.root())?;
-    }
-    let (found, seconds) = timed(|| walk(mount.root()))?;
+    drop_caches()?;
+    let (found, cold) = timed(|| walk(mount.root()))?;
+    let (again, warm) = timed(|| walk(mount.root()))?;
     mount.finish()?;
-    if found.entries != stage.lab.facts.entries {
+    if found.entries != stage.lab.facts.entries || again != found {
         bail!(
-            "found {} entries, {} are in the image",
+            "found {} entries and then {}, {} are in the image",
             found.entries,
+            again.entries,
             stage.lab.facts.entries
         );
     }
     let sum = found.entries + found.file_bytes + found.link_bytes;
-    Ok(Sample::seconds(seconds, sum))
+    Ok(Sample::times([("cold", cold), ("warm", warm)], sum))
 }
 
-#[derive(Debug, Default)]
-struct Walked {
-    entries: u64,
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Walked {
+    pub(super) entries: u64,
     file_bytes: u64,
     link_bytes: u64,
 }
 
-fn walk(root: &Path) -> anyhow::Result<Walked> {
+pub(super) fn walk(root: &Path) -> anyhow::Result<Walked> {
     let mut all = Walked::default();
     let mut todo = vec![root.to_owned()];
     while let Some(dir) = todo.pop() {
         for entry in fs::read_dir(&dir)? {
             let path = entry?.path();
-            let metadata = fs::symlink_metadata(&path)?;
+            let metadata = match fs::symlink_metadata(&path) {
+                // A device 0:0 of the image, which overlayfs lists and does not have.
+                Err(error) if error.kind() == ErrorKind::NotFound => continue,
+                metadata => metadata?,
+            };
+            if metadata.file_type().is_char_device() && metadata.rdev() == 0 {
+                continue;
+            }
             all.entries += 1;
             if metadata.is_dir() {
                 todo.push(path);
@@ -75,7 +81,7 @@ fn make(paths: &[PathBuf]) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn entries(dir: &Path) -> anyhow::Result<u64> {
+fn entries(dir: &Path) -> anyhow::Result<usize> {
     let mut count = 0;
     for entry in fs::read_dir(dir)? {
         entry?;
@@ -84,121 +90,103 @@ fn entries(dir: &Path) -> anyhow::Result<u64> {
     Ok(count)
 }
 
-/// A work on a fresh mount: `prepare`, then `timed` on the paths it gives, then what is left in
-/// the own directory.
-fn on_own(
-    stage: &Stage<'_>,
-    prepare: impl FnOnce(&[PathBuf]) -> anyhow::Result<()>,
-    work: impl FnOnce(&[PathBuf]) -> anyhow::Result<()>,
-    left: usize,
-) -> anyhow::Result<Sample> {
-    let slot = stage.slot()?;
+fn check_entries(dir: &Path, wanted: usize) -> anyhow::Result<()> {
+    let found = entries(dir)?;
+    if found != wanted {
+        bail!("{found} names are there, not {wanted}");
+    }
+    Ok(())
+}
+
+/// Names that the image does not have: files made, renamed, removed; directories made.
+pub(super) fn create(stage: &Stage<'_>) -> anyhow::Result<Sample> {
+    let slot = stage.slot_on_new_disk()?;
     let mount = stage.mount(&slot)?;
     let dir = own_dir(&mount)?;
-    let paths = own(&dir, stage.lab.sizes.files);
-    prepare(&paths)?;
-    rustix::fs::sync();
-    let ((), seconds) = timed(|| work(&paths))?;
-    let found = entries(&dir)?;
-    mount.finish()?;
-    if found != u64::try_from(left)? {
-        bail!("{found} names are there, not {left}");
-    }
-    Ok(Sample::seconds(seconds, found))
-}
-
-pub(super) fn create(stage: &Stage<'_>) -> anyhow::Result<Sample> {
-    on_own(stage, |_| Ok(()), make, stage.lab.sizes.files)
-}
-
-pub(super) fn mkdir(stage: &Stage<'_>) -> anyhow::Result<Sample> {
-    let all = |paths: &[PathBuf]| paths.iter().try_for_each(|p| Ok(fs::create_dir(p)?));
-    on_own(stage, |_| Ok(()), all, stage.lab.sizes.files)
-}
-
-pub(super) fn rename(stage: &Stage<'_>) -> anyhow::Result<Sample> {
-    let all = |paths: &[PathBuf]| {
-        paths
-            .iter()
-            .try_for_each(|path| Ok(fs::rename(path, path.with_extension("new"))?))
-    };
-    on_own(stage, make, all, stage.lab.sizes.files)
-}
-
-pub(super) fn unlink(stage: &Stage<'_>) -> anyhow::Result<Sample> {
-    let all = |paths: &[PathBuf]| paths.iter().try_for_each(|p| Ok(fs::remove_file(p)?));
-    on_own(stage, make, all, 0)
-}
-
-/// A work on a tenth of the small files of the image.
-fn on_image(
-    stage: &Stage<'_>,
-    work: impl FnOnce(&[PathBuf]) -> anyhow::Result<()>,
-    check: impl Fn(&Path) -> anyhow::Result<u64>,
-) -> anyhow::Result<Sample> {
-    let slot = stage.slot()?;
-    let mount = stage.mount(&slot)?;
-    let paths = some_of_image(stage, &mount);
-    own_dir(&mount)?;
-    rustix::fs::sync();
-    let ((), seconds) = timed(|| work(&paths))?;
-    let mut found = 0;
-    for path in &paths {
-        found += check(path)?;
-    }
-    mount.finish()?;
-    Ok(Sample::seconds(seconds, found))
-}
-
-fn some_of_image(stage: &Stage<'_>, mount: &Mount) -> Vec<PathBuf> {
-    let small = &stage.lab.facts.small;
-    let count = (stage.lab.sizes.files / 10).min(small.len());
-    small
+    let count = stage.lab.sizes.files;
+    let paths = own(&dir, count);
+    let renamed: Vec<_> = paths
         .iter()
-        .take(count)
-        .map(|path| mount.at(path))
-        .collect()
+        .map(|path| path.with_extension("new"))
+        .collect();
+    let ((), creating) = timed(|| make(&paths))?;
+    check_entries(&dir, count)?;
+    let ((), renaming) = timed(|| {
+        let mut both = paths.iter().zip(&renamed);
+        both.try_for_each(|(from, to)| Ok(fs::rename(from, to)?))
+    })?;
+    check_entries(&dir, count)?;
+    let ((), removing) = timed(|| renamed.iter().try_for_each(|p| Ok(fs::remove_file(p)?)))?;
+    check_entries(&dir, 0)?;
+    let ((), mkdir) = timed(|| paths.iter().try_for_each(|p| Ok(fs::create_dir(p)?)))?;
+    check_entries(&dir, count)?;
+    mount.finish()?;
+    Ok(Sample::times(
+        [
+            ("create", creating),
+            ("rename", renaming),
+            ("unlink", removing),
+            ("mkdir", mkdir),
+        ],
+        u64::try_from(count)?,
+    ))
 }
 
-fn is_gone(path: &Path) -> anyhow::Result<u64> {
+fn is_gone(path: &Path) -> anyhow::Result<()> {
     if path.symlink_metadata().is_ok() {
         bail!("{} is still there", path.display());
     }
-    Ok(1)
+    Ok(())
 }
 
-pub(super) fn unlink_image(stage: &Stage<'_>) -> anyhow::Result<Sample> {
-    let all = |paths: &[PathBuf]| paths.iter().try_for_each(|p| Ok(fs::remove_file(p)?));
-    on_image(stage, all, is_gone)
-}
-
-pub(super) fn rename_image(stage: &Stage<'_>) -> anyhow::Result<Sample> {
-    let name = |path: &Path| {
+/// Some small files of the image: a third of them removed, a third renamed, which copies them up, a
+/// third chmod'ed, which does too.
+pub(super) fn change(stage: &Stage<'_>) -> anyhow::Result<Sample> {
+    let slot = stage.slot_on_new_disk()?;
+    let mount = stage.mount(&slot)?;
+    let small = &stage.lab.facts.small;
+    let each = stage.lab.sizes.files.min(small.len()) / 30;
+    if each == 0 {
+        bail!("too few small files");
+    }
+    let paths: Vec<PathBuf> = small.iter().take(3 * each).map(|p| mount.at(p)).collect();
+    // In memory with everybody: this is not about the disk.
+    let mut bytes = 0;
+    for path in &paths {
+        bytes += fs::read(path)?.len();
+    }
+    let mut thirds = paths.chunks(each);
+    let mut third = || thirds.next().unwrap_or_default();
+    let (removed, renamed, changed) = (third(), third(), third());
+    let ((), unlink) = timed(|| removed.iter().try_for_each(|p| Ok(fs::remove_file(p)?)))?;
+    let new = |path: &Path| {
         let mut name = path.as_os_str().to_owned();
         name.push(".renamed");
         PathBuf::from(name)
     };
-    let all = |paths: &[PathBuf]| paths.iter().try_for_each(|p| Ok(fs::rename(p, name(p))?));
-    on_image(stage, all, |path| {
-        is_gone(path)?;
-        Ok(fs::metadata(name(path))?.len())
-    })
-}
-
-pub(super) fn chmod_image(stage: &Stage<'_>) -> anyhow::Result<Sample> {
-    let all = |paths: &[PathBuf]| {
-        let mode = fs::Permissions::from_mode(0o700);
-        paths
-            .iter()
-            .try_for_each(|path| Ok(fs::set_permissions(path, mode.clone())?))
-    };
-    on_image(stage, all, |path| {
+    let ((), rename) = timed(|| renamed.iter().try_for_each(|p| Ok(fs::rename(p, new(p))?)))?;
+    let mode = fs::Permissions::from_mode(0o700);
+    let ((), chmod) = timed(|| {
+        let mut all = changed.iter();
+        all.try_for_each(|path| Ok(fs::set_permissions(path, mode.clone())?))
+    })?;
+    removed.iter().chain(renamed).try_for_each(|p| is_gone(p))?;
+    let mut found = u64::try_from(bytes)?;
+    for path in renamed {
+        found += fs::metadata(new(path))?.len();
+    }
+    for path in changed {
         let metadata = fs::metadata(path)?;
         if metadata.permissions().mode() & 0o7777 != 0o700 {
             bail!("{} has its old mode", path.display());
         }
-        Ok(metadata.len())
-    })
+        found += metadata.len();
+    }
+    mount.finish()?;
+    Ok(Sample::times(
+        [("unlink", unlink), ("rename", rename), ("chmod", chmod)],
+        found,
+    ))
 }
 
 pub(super) fn unfit_tree(facts: &Facts, contender: &Contender) -> Option<String> {
@@ -210,13 +198,11 @@ pub(super) fn unfit_tree(facts: &Facts, contender: &Contender) -> Option<String>
 
 pub(super) fn remove_tree(stage: &Stage<'_>) -> anyhow::Result<Sample> {
     let tree = stage.lab.facts.tree.as_ref().context("no tree")?;
-    let slot = stage.slot()?;
+    let slot = stage.slot_on_new_disk()?;
     let mount = stage.mount(&slot)?;
     let path = mount.at(tree);
-    if path.ends_with(OWN) {
-        bail!("the tree is not the image's");
-    }
-    rustix::fs::sync();
+    // Its names are in memory with everybody.
+    walk(&path)?;
     let ((), seconds) = timed(|| Ok(fs::remove_dir_all(&path)?))?;
     is_gone(&path)?;
     mount.finish()?;

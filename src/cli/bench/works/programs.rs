@@ -11,7 +11,8 @@ use super::super::contenders::{Contender, Mount};
 use super::super::facts::Facts;
 use super::super::lab::drop_caches;
 use super::super::random::Random;
-use super::{PATH, Sample, Stage, any, own_dir, timed};
+use super::super::slot::Slot;
+use super::{PATH, Sample, Stage, any, names, own_dir, timed};
 
 /// Length of each file of the tar that is unpacked in a mount.
 const UNPACKED_BYTES: u64 = 20 << 10;
@@ -58,57 +59,62 @@ fn inside(path: Option<&PathBuf>) -> anyhow::Result<String> {
     Ok(format!("/{}", path.display()))
 }
 
-/// Runs a program of the image, with the mount as its root: `warm` runs it once before.
-fn in_image(stage: &Stage<'_>, warm: bool, words: &[&str]) -> anyhow::Result<Sample> {
-    let slot = stage.slot()?;
-    let mut mount = stage.mount(&slot)?;
+/// A mount that programs of the image run in, with it as their root.
+fn mounted(stage: &Stage<'_>, slot: &Slot) -> anyhow::Result<Mount> {
+    let mut mount = stage.mount(slot)?;
     mount.with_system()?;
     own_dir(&mount)?;
-    let program = |mount: &Mount| {
-        let mut chroot = Command::new("chroot");
-        chroot.arg(mount.root()).args(words).env_clear();
-        chroot.env("PATH", PATH);
-        chroot.env("HOME", "/root").env("LC_ALL", "C");
-        // The repository may be another user's.
-        chroot.env("GIT_CONFIG_COUNT", "1");
-        chroot.env("GIT_CONFIG_KEY_0", "safe.directory");
-        chroot.env("GIT_CONFIG_VALUE_0", "*");
-        child::run(&mut chroot)
-    };
-    if warm {
-        program(&mount)?;
-    } else {
-        drop_caches()?;
-    }
-    let ((), seconds) = timed(|| program(&mount))?;
-    mount.finish()?;
-    Ok(Sample::seconds(seconds, 0))
+    Ok(mount)
 }
 
-fn require_webpack(stage: &Stage<'_>, warm: bool) -> anyhow::Result<Sample> {
-    let dir = inside(stage.lab.facts.webpack.as_ref())?;
-    let script = format!("require({:?})", format!("{dir}/node_modules/webpack"));
-    in_image(stage, warm, &["node", "-e", &script])
+/// Runs a program of the image; the seconds that it took.
+fn in_image(mount: &Mount, words: &[&str]) -> anyhow::Result<f64> {
+    let mut chroot = Command::new("chroot");
+    chroot.arg(mount.root()).args(words).env_clear();
+    chroot.env("PATH", PATH);
+    chroot.env("HOME", "/root").env("LC_ALL", "C");
+    // The repository may be another user's.
+    chroot.env("GIT_CONFIG_COUNT", "1");
+    chroot.env("GIT_CONFIG_KEY_0", "safe.directory");
+    chroot.env("GIT_CONFIG_VALUE_0", "*");
+    Ok(timed(|| child::run(&mut chroot))?.1)
 }
 
 pub(super) fn webpack(stage: &Stage<'_>) -> anyhow::Result<Sample> {
-    require_webpack(stage, true)
-}
-
-pub(super) fn webpack_cold(stage: &Stage<'_>) -> anyhow::Result<Sample> {
-    require_webpack(stage, false)
+    let dir = inside(stage.lab.facts.webpack.as_ref())?;
+    let script = format!("require({:?})", format!("{dir}/node_modules/webpack"));
+    let words = ["node", "-e", &script];
+    let slot = stage.slot()?;
+    let mount = mounted(stage, &slot)?;
+    drop_caches()?;
+    let cold = in_image(&mount, &words)?;
+    let hot = in_image(&mount, &words)?;
+    mount.finish()?;
+    Ok(Sample::times([("cold", cold), ("hot", hot)], 0))
 }
 
 pub(super) fn git_status(stage: &Stage<'_>) -> anyhow::Result<Sample> {
     let dir = inside(stage.lab.facts.repository.as_ref())?;
-    in_image(stage, true, &["git", "-C", &dir, "status", "--porcelain"])
+    let words = ["git", "-C", &dir, "status", "--porcelain"];
+    let slot = stage.slot()?;
+    let mount = mounted(stage, &slot)?;
+    in_image(&mount, &words)?;
+    let seconds = in_image(&mount, &words)?;
+    mount.finish()?;
+    Ok(Sample::seconds(seconds, 0))
 }
 
 pub(super) fn git_clone(stage: &Stage<'_>) -> anyhow::Result<Sample> {
     let dir = inside(stage.lab.facts.repository.as_ref())?;
     let to = format!("/{}/clone", super::OWN);
+    let slot = stage.slot_on_new_disk()?;
+    let mount = mounted(stage, &slot)?;
+    drop_caches()?;
     let words = ["git", "clone", "--quiet", "--no-hardlinks", &dir, &to];
-    in_image(stage, false, &words)
+    let seconds = in_image(&mount, &words)?;
+    let found = names::walk(&mount.at(&to))?.entries;
+    mount.finish()?;
+    Ok(Sample::seconds(seconds, found))
 }
 
 pub(super) fn npm_ci(stage: &Stage<'_>) -> anyhow::Result<Sample> {
@@ -129,7 +135,17 @@ pub(super) fn npm_ci(stage: &Stage<'_>) -> anyhow::Result<Sample> {
         "--cache",
         &cache,
     ];
-    in_image(stage, false, &words)
+    let slot = stage.slot_on_new_disk()?;
+    let mount = mounted(stage, &slot)?;
+    drop_caches()?;
+    let seconds = in_image(&mount, &words)?;
+    let installed = mount.at(&project).join("node_modules");
+    let found = names::walk(&installed).context("what npm has installed")?;
+    mount.finish()?;
+    if found.entries == 0 {
+        bail!("npm has installed nothing");
+    }
+    Ok(Sample::seconds(seconds, found.entries))
 }
 
 /// A program of this machine on a fresh mount.
@@ -181,7 +197,7 @@ pub(super) fn grep(stage: &Stage<'_>) -> anyhow::Result<Sample> {
 
 /// `tar -x` of a tar that is in memory, into the mount.
 pub(super) fn unpack(stage: &Stage<'_>) -> anyhow::Result<Sample> {
-    let slot = stage.slot()?;
+    let slot = stage.slot_on_new_disk()?;
     let mount = stage.mount(&slot)?;
     let dir = own_dir(&mount)?;
     let files = stage.lab.sizes.unpacked;
@@ -191,7 +207,6 @@ pub(super) fn unpack(stage: &Stage<'_>) -> anyhow::Result<Sample> {
     }
     // In memory with everybody.
     std::fs::read(&tar)?;
-    rustix::fs::sync();
     let mut command = Command::new("tar");
     command.arg("-xf").arg(&tar).arg("-C").arg(&dir);
     let ((), seconds) = timed(|| child::run(&mut command))?;

@@ -1,6 +1,5 @@
 //! From nothing to a program that has run; mounting and unmounting.
 
-use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::Context;
@@ -9,7 +8,9 @@ use super::super::child;
 use super::super::contenders::{Contender, How, Mount, Sources};
 use super::super::facts::Facts;
 use super::super::lab::drop_caches;
-use super::{PATH, Sample, Stage, any, timed};
+use super::super::slot::Slot;
+use super::super::stats::float;
+use super::{Number, PATH, Sample, Stage, any, timed};
 
 const NO_PROGRAM: &str = "the image has none of node, sh, busybox, true; name one with --command";
 
@@ -18,14 +19,6 @@ pub(super) fn unfit(facts: &Facts, contender: &Contender) -> Option<String> {
         return Some(NO_PROGRAM.to_owned());
     }
     any(facts, contender)
-}
-
-pub(super) fn unfit_first(facts: &Facts, contender: &Contender) -> Option<String> {
-    if facts.command.is_empty() {
-        return Some(NO_PROGRAM.to_owned());
-    }
-    matches!(contender.how, How::Overlayfs | How::FuseOverlayfs)
-        .then(|| "starts from an extracted tree; untar makes one first".to_owned())
 }
 
 /// The program of `--command`, with the mount as its root.
@@ -38,7 +31,7 @@ fn program(facts: &Facts, mount: &mut Mount) -> anyhow::Result<()> {
 
 /// Only the tar is there.
 pub(super) fn first(stage: &Stage<'_>) -> anyhow::Result<Sample> {
-    let slot = stage.slot()?;
+    let slot = stage.slot_on_new_disk()?;
     let mut sources = Sources {
         store: slot.at("store"),
         tree: slot.at("tree"),
@@ -61,36 +54,28 @@ pub(super) fn first(stage: &Stage<'_>) -> anyhow::Result<Sample> {
     Ok(Sample::seconds(seconds, 0))
 }
 
-/// The index or the tree is there.
-pub(super) fn later(stage: &Stage<'_>, cold: bool) -> anyhow::Result<Sample> {
-    if !cold {
-        // What it reads is in the cache from now on.
-        once(stage)?;
-    }
-    once_prepared(stage, cold)
-}
-
-fn once(stage: &Stage<'_>) -> anyhow::Result<()> {
-    once_prepared(stage, false).map(drop)
-}
-
-fn once_prepared(stage: &Stage<'_>, cold: bool) -> anyhow::Result<Sample> {
+/// The index or the tree is there: with empty caches, and a second time.
+pub(super) fn later(stage: &Stage<'_>) -> anyhow::Result<Sample> {
     let slot = stage.slot()?;
-    if cold {
-        drop_caches()?;
-    }
+    drop_caches()?;
+    let cold = once(stage, &slot)?;
+    let slot = stage.slot()?;
+    let warm = once(stage, &slot)?;
+    Ok(Sample::times([("cold", cold), ("warm", warm)], 0))
+}
+
+fn once(stage: &Stage<'_>, slot: &Slot) -> anyhow::Result<f64> {
     let (mount, seconds) = timed(|| {
-        let mut mount = stage.mount(&slot)?;
+        let mut mount = stage.mount(slot)?;
         program(&stage.lab.facts, &mut mount)?;
         Ok(mount)
     })?;
     mount.finish()?;
-    Ok(Sample::seconds(seconds, 0))
+    Ok(seconds)
 }
 
 /// Mounts, one or many in a row, and takes them off again.
-pub(super) fn mounts(stage: &Stage<'_>, many: bool, off: bool) -> anyhow::Result<Sample> {
-    let number = if many { stage.lab.sizes.mounts } else { 1 };
+pub(super) fn mounts(stage: &Stage<'_>, number: usize) -> anyhow::Result<Sample> {
     let slots = (0..number)
         .map(|_| stage.slot())
         .collect::<anyhow::Result<Vec<_>>>()?;
@@ -104,12 +89,11 @@ pub(super) fn mounts(stage: &Stage<'_>, many: bool, off: bool) -> anyhow::Result
             .collect::<anyhow::Result<Vec<_>>>()
     })?;
     let mut found = 0;
+    let file = stage.lab.facts.small.first().context("no file")?;
     for mount in &mounts {
         // The image is really there.
-        let big: PathBuf = mount.at(&stage.lab.facts.big);
-        found += std::fs::metadata(&big)
-            .context("looking into the mount")?
-            .len();
+        let metadata = std::fs::metadata(mount.at(file)).context("looking into the mount")?;
+        found += metadata.len();
     }
     let ((), unmounting) = timed(|| {
         mounts.iter_mut().try_for_each(|mount| {
@@ -120,8 +104,43 @@ pub(super) fn mounts(stage: &Stage<'_>, many: bool, off: bool) -> anyhow::Result
     for mount in mounts {
         mount.finish()?;
     }
-    Ok(Sample::seconds(
-        if off { unmounting } else { mounting },
+    Ok(Sample::times(
+        [("mount", mounting), ("unmount", unmounting)],
         found,
     ))
+}
+
+/// What has to be done once for an image: `tarnfs index`, or `tar -x`. Then once more, for the
+/// memory that it takes.
+pub(super) fn index(stage: &Stage<'_>) -> anyhow::Result<Sample> {
+    let slot = stage.slot_on_new_disk()?;
+    let sources = Sources {
+        tree: slot.at("tree"),
+        index: slot.at("index.erofs"),
+        ..stage.lab.sources.clone()
+    };
+    // In memory with both.
+    std::io::copy(
+        &mut std::fs::File::open(&sources.tar)?,
+        &mut std::io::sink(),
+    )?;
+    if stage.contender.how == How::Untar {
+        let ((), seconds) = timed(|| sources.extract())?;
+        return Ok(Sample::seconds(seconds, 0));
+    }
+    let index = || sources.index_command();
+    let ((), seconds) = timed(|| child::run(&mut index()))?;
+    let length = std::fs::metadata(&sources.index)?.len();
+    std::fs::remove_file(&sources.index)?;
+    let peak = child::peak_mib(&mut index())?;
+    let length = float(length) / float(1 << 20);
+    let mut sample = Sample::seconds(seconds, 0);
+    for (name, unit, value) in [
+        ("peak memory", "MiB", peak),
+        ("length of the index", "MiB", length),
+        ("peak memory to the index's length", "×", peak / length),
+    ] {
+        sample.numbers.push(Number { name, unit, value });
+    }
+    Ok(sample)
 }

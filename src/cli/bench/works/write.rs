@@ -6,6 +6,7 @@ use std::os::unix::fs::FileExt;
 use anyhow::bail;
 
 use super::super::contenders::Mount;
+use super::super::image::MIDDLE;
 use super::super::random::Random;
 use super::{Sample, Stage, own_dir, timed};
 
@@ -42,7 +43,10 @@ pub(super) fn new_file(stage: &Stage<'_>, size: usize, fsync: bool) -> anyhow::R
     let slot = stage.slot()?;
     let mount = stage.mount(&slot)?;
     let path = own_dir(&mount)?.join("file");
-    let (data, len) = (noise(size), stage.lab.sizes.written);
+    let sizes = &stage.lab.sizes;
+    let small = size < 64 << 10;
+    let len = if small { sizes.trickled } else { sizes.written };
+    let data = noise(size);
     rustix::fs::sync();
     let ((), seconds) = timed(|| {
         let file = File::create_new(&path)?;
@@ -74,15 +78,9 @@ pub(super) fn again(stage: &Stage<'_>) -> anyhow::Result<Sample> {
 
 /// The first write to a large file of the image.
 pub(super) fn copy_up(stage: &Stage<'_>) -> anyhow::Result<Sample> {
-    let facts = &stage.lab.facts;
-    let (path, len) = if facts.middle_len > 0 {
-        (&facts.middle, facts.middle_len)
-    } else {
-        (&facts.big, facts.big_len)
-    };
     let slot = stage.slot()?;
-    let mount = stage.mount(&slot)?;
-    let path = mount.at(path);
+    let mount = stage.mount_large(&slot)?;
+    let path = mount.at(MIDDLE);
     // In memory with everybody: this is about copying, not about the disk.
     let bytes = std::fs::read(&path)?;
     rustix::fs::sync();
@@ -101,5 +99,5 @@ pub(super) fn copy_up(stage: &Stage<'_>) -> anyhow::Result<Sample> {
         bail!("the copy is not what the image has");
     }
     mount.finish()?;
-    Ok(Sample::seconds(seconds, len))
+    Ok(Sample::seconds(seconds, stage.lab.large.middle_len))
 }
