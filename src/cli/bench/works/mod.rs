@@ -247,7 +247,7 @@ pub(super) const ALL: [Work; 30] = works![
     "mount-100" Start "100 mounts in a row, then 100 unmounts (--quick: 5)" "overlayfs"
         Who::But(OPENS), "" any, |s| restore::mounts(s, s.lab.sizes.mounts);
 
-    "find" Names "lstat and readlink of everything, as find -ls has it" "overlayfs"
+    "find" Names "lstat and readlink of everything, as find -ls has it; warm: a third time" "overlayfs"
         Who::But(OPENS), "" any, names::find;
     "small-files" Names "10,000 small files: lstat; open, read, close (--quick: 500)" "overlayfs"
         Who::But(&[]), "" any, files::small;

@@ -18,18 +18,22 @@ pub(super) fn find(stage: &Stage<'_>) -> anyhow::Result<Sample> {
     let mount = stage.mount(&slot)?;
     drop_caches()?;
     let (found, cold) = timed(|| walk(mount.root()))?;
-    let (again, warm) = timed(|| walk(mount.root()))?;
+    // Where reading changes st_atime of directories, the second walk asks for it.
+    let (again, second) = timed(|| walk(mount.root()))?;
+    let (at_last, warm) = timed(|| walk(mount.root()))?;
     mount.finish()?;
-    if found.entries != stage.lab.facts.entries || again != found {
+    if found.entries != stage.lab.facts.entries || again != found || at_last != found {
         bail!(
-            "found {} entries and then {}, {} are in the image",
+            "found {}, {}, {} entries, {} are in the image",
             found.entries,
             again.entries,
+            at_last.entries,
             stage.lab.facts.entries
         );
     }
     let sum = found.entries + found.file_bytes + found.link_bytes;
-    Ok(Sample::times([("cold", cold), ("warm", warm)], sum))
+    let times = [("cold", cold), ("second", second), ("warm", warm)];
+    Ok(Sample::times(times, sum))
 }
 
 #[derive(Debug, Default, PartialEq)]
