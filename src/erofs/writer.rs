@@ -26,6 +26,7 @@ use super::layout::{
 };
 use crate::index::tree::{Content, Tree};
 use crate::inode::{Kind, Time};
+use crate::sys::memory;
 
 /// A blob (external device) that the index refers to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -113,12 +114,18 @@ pub fn write(tree: &Tree, blobs: &[BlobSpec], out: &mut dyn Write) -> Result<Sum
 
 /// Bytes by which the image grows.
 const GROW: usize = 1 << 18;
+/// What an inode takes of the image with its name, at most in most images.
+const INODE_SHARE: usize = 144;
 
 /// The image while it is filled. What nobody writes is 0.
-#[derive(Default)]
 struct Image(Vec<u8>);
 
 impl Image {
+    /// An image of so many `inodes`.
+    fn of(inodes: usize) -> Self {
+        Self(memory::zeros(inodes.saturating_mul(INODE_SHARE)))
+    }
+
     fn put(&mut self, at: u64, bytes: &[u8]) -> Result<(), WriteError> {
         let at = usize::try_from(at).map_err(|_| too_long())?;
         let end = at.checked_add(bytes.len()).ok_or_else(too_long)?;

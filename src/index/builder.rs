@@ -22,6 +22,7 @@ use super::extents::{self, SidePlan};
 use super::misfit::{Fault, Misfit};
 use super::tree::{Children, Content, Inode, InodeId as Id, ROOT, Tree};
 use crate::inode::{Runs, Time};
+use crate::sys::memory;
 use crate::tar::{Entry, EntryKind, Segment, printable};
 
 /// The most inodes an image may have: far beyond any image, and a bound on memory, since one
@@ -200,13 +201,15 @@ impl Builder {
     }
 
     fn push(&mut self, inode: Inode) -> Result<Id, Misfit> {
-        let limit = Misfit::Limit("the image has more than eight million inodes");
         match u32::try_from(self.inodes.len()) {
             Ok(id) if self.inodes.len() < INODES_MAX => {
+                memory::reserve(&mut self.inodes);
                 self.inodes.push(inode);
                 Ok(Id(id))
             }
-            _ => Err(limit),
+            _ => Err(Misfit::Limit(
+                "the image has more than eight million inodes",
+            )),
         }
     }
 
@@ -223,8 +226,8 @@ impl Builder {
         match inode {
             Some(inode) if inode.children().is_some() => subdirs = 1,
             Some(inode) => {
-                let limit = Misfit::Limit("an inode has more names than can be counted");
-                inode.nlink = inode.nlink.checked_add(1).ok_or(limit)?;
+                let limit = || Misfit::Limit("an inode has more names than can be counted");
+                inode.nlink = inode.nlink.checked_add(1).ok_or_else(limit)?;
             }
             None => {}
         }

@@ -11,6 +11,7 @@ pub mod fuse;
 pub mod handle;
 pub mod loopdev;
 pub mod map;
+pub mod memory;
 pub mod mount;
 pub mod namespace;
 pub mod outside;

@@ -86,7 +86,7 @@ impl<'t> Body<'t> {
             tree,
             blobs,
             space: Space::new(start),
-            image: Image::default(),
+            image: Image::of(tree.inodes.len()),
             nids: vec![0; tree.inodes.len()],
             xattrs: Xattrs::new(&tree.inodes),
             scratch: Vec::new(),

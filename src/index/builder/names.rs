@@ -99,10 +99,9 @@ impl Names {
 
     /// Notes that the name, which [`Self::find`] has not found, is put at the end of `children`.
     pub(super) fn add(&mut self, name: Vacant, children: &Children) -> Result<(), Misfit> {
-        let at = children
-            .end()
-            .filter(|&at| at != FREE)
-            .ok_or(Misfit::Limit("its directory has more than 4 GiB of names"))?;
+        let Some(at) = children.end().filter(|&at| at != FREE) else {
+            return Err(Misfit::Limit("its directory has more than 4 GiB of names"));
+        };
         if let Vacant::Hashed { dir, hash } = name {
             self.put(Slot { hash, dir, at });
         }
