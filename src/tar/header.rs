@@ -24,26 +24,33 @@ impl<'a> Header<'a> {
     pub(super) fn new(block: &'a Block) -> Result<Self, Problem> {
         let header = Self(block);
         let field = header.bytes(148, 8);
-        let sum = |bytes: &[u8]| bytes.iter().map(|&b| u32::from(b)).sum::<u32>();
+        let own = field.iter().map(|&b| u32::from(b)).sum::<u32>();
+        let unsigned = block_sum(block) - own + 8 * u32::from(b' ');
+        if number::usual(field) == Some(unsigned.into()) {
+            return Ok(header);
+        }
+        header.other_sum(unsigned)
+    }
+
+    /// Of a header without the `unsigned` sum in the usual form.
+    #[cold]
+    fn other_sum(self, unsigned: u32) -> Result<Self, Problem> {
+        let field = self.bytes(148, 8);
         let high = |bytes: &[u8]| {
             bytes
                 .iter()
                 .map(|&b| u32::from(b >= 0x80) * 256)
                 .sum::<u32>()
         };
-        let unsigned = block_sum(block) - sum(field) + 8 * u32::from(b' ');
-        if number::usual(field) == Some(unsigned.into()) {
-            return Ok(header);
-        }
         // A checksum field without a single digit is no checksum, though numbers may be blank.
         let stored = match number::unsigned(field) {
             Ok(n) if field.iter().any(u8::is_ascii_digit) => Stored::Number(n),
             _ => Stored::NotANumber,
         };
-        let signed = || i64::from(unsigned) - i64::from(high(block)) + i64::from(high(field));
+        let signed = || i64::from(unsigned) - i64::from(high(self.0)) + i64::from(high(field));
         match stored {
-            Stored::Number(n) if n == u64::from(unsigned) => Ok(header),
-            Stored::Number(n) if i64::try_from(n) == Ok(signed()) => Ok(header),
+            Stored::Number(n) if n == u64::from(unsigned) => Ok(self),
+            Stored::Number(n) if i64::try_from(n) == Ok(signed()) => Ok(self),
             _ => Err(Problem::Checksum {
                 stored,
                 computed: unsigned,
@@ -51,14 +58,21 @@ impl<'a> Header<'a> {
         }
     }
 
+    /// The block again, copied.
+    pub(super) fn copy_to(self, block: &mut Block) -> Header<'_> {
+        *block = *self.0;
+        Header(block)
+    }
+
     /// `len` bytes at `from`. All callers give ranges within the block.
+    #[inline]
     pub(super) fn bytes(&self, from: usize, len: usize) -> &'a [u8] {
         self.0.get(from..from + len).unwrap_or_default()
     }
 
     fn text(&self, from: usize, len: usize) -> &'a [u8] {
         let bytes = self.bytes(from, len);
-        bytes.split(|&b| b == 0).next().unwrap_or_default()
+        bytes.get(..text_len(bytes)).unwrap_or_default()
     }
 
     pub(super) fn dialect(&self) -> Dialect {
@@ -143,6 +157,24 @@ fn block_sum(block: &Block) -> u32 {
     })
 }
 
+/// How many bytes are before the first NUL; eight at a time.
+fn text_len(bytes: &[u8]) -> usize {
+    const ONES: u64 = u64::from_ne_bytes([1; 8]);
+    let (words, rest) = bytes.as_chunks::<8>();
+    let mut len = 0;
+    for word in words {
+        let word = u64::from_le_bytes(*word);
+        // The lowest bit that is set is of the first NUL; those above it may be false.
+        let zeros = word.wrapping_sub(ONES) & !word & ONES << 7;
+        if zeros != 0 {
+            return len + zeros.trailing_zeros() as usize / 8;
+        }
+        len += 8;
+    }
+    len + rest.iter().take_while(|&&b| b != 0).count()
+}
+
+#[inline]
 pub(super) fn unsigned(field: &'static str, bytes: &[u8]) -> Result<u64, Problem> {
     number::unsigned(bytes).map_err(|what| Problem::Field { field, what })
 }

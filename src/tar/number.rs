@@ -9,10 +9,16 @@ pub(super) type Why = &'static str;
 /// base-256 (the first byte's top bit set, big endian two's complement behind it).
 ///
 /// A blank field is 0, as every reader takes it.
+#[inline]
 pub(super) fn field(bytes: &[u8]) -> Result<i64, Why> {
-    if let Some(value) = usual(bytes) {
-        return Ok(value);
+    match usual(bytes) {
+        Some(value) => Ok(value),
+        None => unusual(bytes),
     }
+}
+
+#[cold]
+fn unusual(bytes: &[u8]) -> Result<i64, Why> {
     match bytes.first() {
         Some(first) if first & 0x80 != 0 => base256(bytes),
         _ => octal(bytes),
@@ -20,12 +26,15 @@ pub(super) fn field(bytes: &[u8]) -> Result<i64, Why> {
 }
 
 /// [`field`], which cannot be negative.
+#[inline]
 pub(super) fn unsigned(bytes: &[u8]) -> Result<u64, Why> {
     u64::try_from(field(bytes)?).map_err(|_| "is negative")
 }
 
 /// [`field`] of 8 or 12 bytes in the form that all packers of today write: octal digits and a NUL
-/// or a blank, or both; `None`: in another. All digits are looked at together.
+/// or a blank, or both; `None`: in another. All digits are looked at together. In place where it is
+/// called, the length is known to the compiler.
+#[inline]
 pub(super) fn usual(bytes: &[u8]) -> Option<i64> {
     if let Ok(bytes) = <[u8; 8]>::try_from(bytes) {
         return usual_8(u64::from_be_bytes(bytes));
@@ -40,6 +49,7 @@ pub(super) fn usual(bytes: &[u8]) -> Option<i64> {
 /// Eight digits 0.
 const ZEROS: u64 = u64::from_ne_bytes([b'0'; 8]);
 
+#[inline]
 fn usual_8(field: u64) -> Option<i64> {
     match field & 0xffff {
         // As checksums are written: a NUL and a blank.
@@ -106,6 +116,9 @@ pub(super) fn decimal(bytes: &[u8]) -> Result<u64, Why> {
     if bytes.is_empty() {
         return Err("is empty");
     }
+    if let (Some(value), []) = short(bytes) {
+        return Ok(value);
+    }
     bytes.iter().try_fold(0_u64, |value, &digit| match digit {
         b'0'..=b'9' => value
             .checked_mul(10)
@@ -117,9 +130,31 @@ pub(super) fn decimal(bytes: &[u8]) -> Result<u64, Why> {
     })
 }
 
+/// The number that the decimal digits before anything else make, where 64 bits are sure to hold it,
+/// and what is behind them.
+fn short(bytes: &[u8]) -> (Option<u64>, &[u8]) {
+    let mut rest = bytes;
+    let mut value = 0;
+    while let [digit @ b'0'..=b'9', behind @ ..] = rest {
+        if bytes.len() - rest.len() == 18 {
+            return (None, rest);
+        }
+        value = value * 10 + u64::from(digit - b'0');
+        rest = behind;
+    }
+    ((rest.len() < bytes.len()).then_some(value), rest)
+}
+
 /// A pax time: decimal seconds with a fraction, perhaps negative (POSIX pax, "mtime").
 /// Digits beyond the nanosecond are cut off.
 pub(super) fn time(bytes: &[u8]) -> Result<Time, Why> {
+    // As packers write it.
+    if let (Some(sec), [b'.', fraction @ ..]) = short(bytes)
+        && let (9, (Some(nsec), [])) = (fraction.len(), short(fraction))
+        && let (Ok(sec), Ok(nsec)) = (i64::try_from(sec), u32::try_from(nsec))
+    {
+        return Ok(Time { sec, nsec });
+    }
     let (negative, bytes) = match bytes {
         [b'-', rest @ ..] => (true, rest),
         [b'+', rest @ ..] => (false, rest),
@@ -224,6 +259,8 @@ mod tests {
     #[test]
     fn decimals() {
         assert_eq!(decimal(b"9223372036854775807"), Ok(i64::MAX.unsigned_abs()));
+        assert_eq!(decimal(b"999999999999999999"), Ok(999_999_999_999_999_999));
+        assert_eq!(decimal(b"0000000000000000000000000000000000000012"), Ok(12));
         for bad in [
             &b""[..],
             b"-1",
@@ -240,6 +277,7 @@ mod tests {
     fn times() {
         let t = |sec, nsec| Ok(Time { sec, nsec });
         assert_eq!(time(b"0"), t(0, 0));
+        assert_eq!(time(b"1795305196.051874334"), t(1_795_305_196, 51_874_334));
         assert_eq!(time(b"12.5"), t(12, 500_000_000));
         assert_eq!(time(b"12.0000000019"), t(12, 1));
         assert_eq!(time(b"-1.25"), t(-2, 750_000_000));
@@ -252,6 +290,9 @@ mod tests {
             b"-",
             b"1.x",
             b"1.2.3",
+            b"1.2345678x0",
+            b"1.+23456789",
+            b"1x.123456789",
             b"--1",
             b"99999999999999999999",
         ] {

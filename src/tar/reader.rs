@@ -150,46 +150,56 @@ impl<'a, R: ReadAt + ?Sized> Reader<'a, R> {
         }
         loop {
             walk.at = walk.pos;
-            let Some(&block) = walk.window.block(walk.pos)? else {
+            let Some(block) = walk.window.block(walk.pos)? else {
                 return Err(walk.no_block()?);
             };
-            if block.first() == Some(&0) && block == [0; 512] {
+            if block.first() == Some(&0) && *block == [0; 512] {
                 if ext.any {
                     return Err(Problem::DanglingExtension);
                 }
                 walk.end_marker()?;
                 return Ok(false);
             }
-            let header = match Header::new(&block) {
-                Err(_) if walk.pos == 0 => return Err(not_a_tar(&block)),
+            let header = match Header::new(block) {
+                Err(_) if walk.pos == 0 => return Err(not_a_tar(block)),
                 other => other?,
             };
             match header.typeflag() {
                 // X: Solaris' name for x.
                 b'x' | b'X' => {
                     (ext.any, ext.used) = (true, true);
-                    let body = walk.extension(&header, &mut ext.read)?;
+                    let size = header.size()?;
+                    let body = walk.extension(size, &mut ext.read)?;
                     ext.overrides.apply(body, Scope::Entry)?;
                 }
                 b'g' => {
                     ext.used = true;
-                    let body = walk.extension(&header, &mut 0)?;
+                    let size = header.size()?;
+                    let body = walk.extension(size, &mut 0)?;
                     globals.apply(body, Scope::Global)?;
                     ext.overrides.apply(body, Scope::Global)?;
                 }
                 b'L' => {
                     (ext.any, ext.used) = (true, true);
-                    let name = walk.extension(&header, &mut ext.read)?;
+                    let size = header.size()?;
+                    let name = walk.extension(size, &mut ext.read)?;
                     ext.long_name.set(c_string(name));
                 }
                 b'K' => {
                     (ext.any, ext.used) = (true, true);
-                    let link = walk.extension(&header, &mut ext.read)?;
+                    let size = header.size()?;
+                    let link = walk.extension(size, &mut ext.read)?;
                     ext.long_link.set(c_string(link));
                 }
                 // A volume label names the tar, not a file.
-                b'V' if !ext.any => walk.pos = walk.body(header.size()?)?.next,
+                b'V' if !ext.any => {
+                    let size = header.size()?;
+                    walk.pos = walk.body(size)?.next;
+                }
                 _ => {
+                    // The window goes on to what follows a sparse file or a hard link.
+                    let mut block = [0; 512];
+                    let header = header.copy_to(&mut block);
                     walk.entry(&header, ext, entry)?;
                     return Ok(true);
                 }
@@ -292,9 +302,9 @@ impl<R: ReadAt + ?Sized> Walk<'_, R> {
         })
     }
 
-    /// The body of an extended header at the current position; goes on behind it.
-    fn extension(&mut self, header: &Header<'_>, read: &mut u64) -> Result<&[u8], Problem> {
-        let body = self.body(header.size()?)?;
+    /// The body, of `size` bytes, of an extended header at the current position; goes on behind it.
+    fn extension(&mut self, size: u64, read: &mut u64) -> Result<&[u8], Problem> {
+        let body = self.body(size)?;
         *read = read.saturating_add(body.len);
         if *read > EXTENSION_MAX {
             return Err(Problem::Unsupported(
