@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::fs::{self, File};
-use std::io::{self, BufWriter, Write};
+use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -181,8 +181,8 @@ pub(super) fn build(
             source,
         },
     };
-    let index = create(out.index).map_err(|e| write(out.index, e))?;
-    let mut index = BufWriter::with_capacity(1 << 20, index);
+    // The index comes in few and large pieces.
+    let mut index = create(out.index).map_err(|e| write(out.index, e))?;
     let side = || create(out.side);
     index::build(
         &tar.file,
@@ -200,9 +200,6 @@ pub(super) fn build(
         IndexError::Side { source, .. } => write(out.side, source),
         error => StoreError::Build(Box::new(error)),
     })?;
-    let index = index
-        .into_inner()
-        .map_err(|e| write(out.index, e.into_error()))?;
     counts(&index, out)
 }
 

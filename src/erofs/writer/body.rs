@@ -93,7 +93,7 @@ impl<'t> Body<'t> {
             build_time: commonest_time(&tree.inodes),
             shared_at: 0,
             root: 0,
-            rows: Rows::default(),
+            rows: Rows::of(tree.inodes.len()),
             inodes: 0,
             file_bytes: 0,
         };
@@ -392,14 +392,45 @@ fn within_blobs(extents: &[Extent], blobs: &[BlobSpec]) -> Result<(), Fault> {
 
 /// The time that most inodes have, and of several the earliest: they can be compact.
 fn commonest_time(inodes: &[Inode]) -> Time {
-    let mut times: Vec<Time> = inodes.iter().map(|inode| inode.mtime).collect();
-    times.retain(|time| time.nsec < 1_000_000_000);
+    let times = || {
+        let times = inodes.iter().map(|inode| inode.mtime);
+        times.filter(|time| time.nsec < 1_000_000_000)
+    };
+    // Times fall into groups. One that is in a smaller group than some time is common is not the
+    // commonest, so that few of them have to be sorted.
+    let mut groups = vec![0_u32; TIME_GROUPS];
+    for time in times() {
+        if let Some(count) = groups.get_mut(time_group(time)) {
+            *count += 1;
+        }
+    }
+    let of_groups = |least: usize| {
+        let least = u32::try_from(least).unwrap_or(u32::MAX);
+        let held = |time: &Time| groups.get(time_group(*time)).is_some_and(|&n| n >= least);
+        commonest(times().filter(held).collect())
+    };
+    let fullest = groups.iter().copied().max().unwrap_or(0) as usize;
+    of_groups(of_groups(fullest).0).1
+}
+
+/// The commonest of `times`, the earliest of several, and how often it is there.
+fn commonest(mut times: Vec<Time>) -> (usize, Time) {
     times.sort_unstable();
     times
         .chunk_by(|a, b| a == b)
         .filter_map(|run| Some((run.len(), std::cmp::Reverse(*run.first()?))))
         .max()
-        .map_or(Time::default(), |(_, std::cmp::Reverse(time))| time)
+        .map_or((0, Time::default()), |(count, time)| (count, time.0))
+}
+
+/// How many groups of times there are.
+const TIME_GROUPS: usize = 4096;
+
+/// The group of `time`.
+fn time_group(time: Time) -> usize {
+    let mixed =
+        (time.sec.cast_unsigned() << 30 ^ u64::from(time.nsec)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    usize::try_from(mixed >> 32).unwrap_or(0) % TIME_GROUPS
 }
 
 /// The error for what `name` of directory `dir` leads to (an empty name: `dir` itself).

@@ -14,6 +14,14 @@ pub(super) struct Rows {
 }
 
 impl Rows {
+    /// With room for those of so many `inodes`.
+    pub(super) fn of(inodes: usize) -> Self {
+        Self {
+            rising: Vec::with_capacity(inodes),
+            others: Vec::new(),
+        }
+    }
+
     /// Adds the row of one directory entry.
     pub(super) fn push(&mut self, nid: u32, parent: u32) {
         let row = Row { nid, parent };
