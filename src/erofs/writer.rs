@@ -95,10 +95,9 @@ pub fn write(tree: &Tree, blobs: &[BlobSpec], out: &mut dyn Write) -> Result<Sum
         root,
         inodes,
     };
-    put_super(&mut image, &head, blobs)?;
+    let body_crc = put_super(&mut image, &head, blobs)?;
 
     out.write_all(&image.0)?;
-    let body_crc = crc32c::crc32c(&image.0);
     let image_len = image.0.len() as u64;
     drop(image);
     let mut summary = Summary {
@@ -114,6 +113,8 @@ pub fn write(tree: &Tree, blobs: &[BlobSpec], out: &mut dyn Write) -> Result<Sum
 
 /// Bytes by which the image grows.
 const GROW: usize = 1 << 18;
+/// Where the superblock is, and all that changes once everything else is written.
+const FRONT: usize = 4096;
 /// What an inode takes of the image with its name, at most in most images.
 const INODE_SHARE: usize = 144;
 
@@ -136,6 +137,15 @@ impl Image {
         let to = self.0.get_mut(at..end).ok_or_else(changed)?;
         to.copy_from_slice(bytes);
         Ok(())
+    }
+
+    /// The CRC-32C of all of it, and that of what is behind [`FRONT`], which is not read again
+    /// where it is `known`.
+    fn crc(&self, known: Option<u32>) -> (u32, u32) {
+        let (front, behind) = self.0.split_at(self.0.len().min(FRONT));
+        let behind_crc = known.unwrap_or_else(|| crc32c::crc32c(behind));
+        let whole = crc32c::crc32c_combine(crc32c::crc32c(front), behind_crc, behind.len());
+        (whole, behind_crc)
     }
 
     fn set_len(&mut self, len: u64) -> Result<(), WriteError> {
@@ -213,8 +223,8 @@ struct Head {
     inodes: u64,
 }
 
-/// Writes the superblock, last: the UUID depends on everything else.
-fn put_super(image: &mut Image, head: &Head, blobs: &[BlobSpec]) -> Result<(), WriteError> {
+/// Writes the superblock, last: the UUID depends on everything else. Gives the CRC-32C of the image.
+fn put_super(image: &mut Image, head: &Head, blobs: &[BlobSpec]) -> Result<u32, WriteError> {
     let mut volume_name = [0; 16];
     put(&mut volume_name, 0, b"tarnfs");
     let mut this = SuperBlock {
@@ -238,22 +248,24 @@ fn put_super(image: &mut Image, head: &Head, blobs: &[BlobSpec]) -> Result<(), W
         devt_slotoff: DEVICE_TABLE_SLOT,
     };
     image.put(SUPER_OFFSET, &this.encode())?;
-    this.uuid = uuid(&image.0, blobs);
+    let (crc, behind) = image.crc(None);
+    this.uuid = uuid(crc, image.0.len(), blobs);
     image.put(SUPER_OFFSET, &this.encode())?;
     let at = usize::try_from(SUPER_OFFSET).map_err(|_| changed())?;
     let block = layout::get_array(&image.0, at).ok_or_else(changed)?;
     this.checksum = super_checksum(&block);
-    image.put(SUPER_OFFSET, &this.encode())
+    image.put(SUPER_OFFSET, &this.encode())?;
+    Ok(image.crc(Some(behind)).0)
 }
 
 /// A UUID (version 8, RFC 9562) that differs between indexes: overlayfs tells its layers apart
 /// by it (fs/overlayfs/super.c:ovl_lower_uuid_ok). From the blobs' tags and lengths and the
 /// image's CRC-32C, so that it costs no second hash of the image.
-fn uuid(image: &[u8], blobs: &[BlobSpec]) -> [u8; 16] {
+fn uuid(image_crc: u32, image_len: usize, blobs: &[BlobSpec]) -> [u8; 16] {
     let mut hash = Sha256::new();
     hash.update(b"tarnfs index uuid 1\0");
-    hash.update(crc32c::crc32c(image).to_le_bytes());
-    hash.update((image.len() as u64).to_le_bytes());
+    hash.update(image_crc.to_le_bytes());
+    hash.update((image_len as u64).to_le_bytes());
     for blob in blobs {
         hash.update(blob.tag.as_bytes());
         hash.update([0]);
