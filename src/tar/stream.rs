@@ -16,7 +16,10 @@ struct State<R> {
     input: R,
     /// Offset of the first byte that is held.
     start: u64,
-    held: Vec<u8>,
+    /// What is held, among what was and what will be.
+    buf: Vec<u8>,
+    from: usize,
+    to: usize,
     ended: bool,
 }
 
@@ -26,24 +29,38 @@ impl<R: Read> Stream<R> {
         Self(RefCell::new(State {
             input,
             start: 0,
-            held: Vec::new(),
+            buf: Vec::new(),
+            from: 0,
+            to: 0,
             ended: false,
         }))
     }
 }
 
 impl<R: Read> State<R> {
+    fn held(&self) -> &[u8] {
+        self.buf.get(self.from..self.to).unwrap_or_default()
+    }
+
     /// Reads on until `want` bytes are held, or the stream ends.
     fn fill(&mut self, want: usize) -> io::Result<()> {
-        while self.held.len() < want && !self.ended {
-            let filled = self.held.len();
-            self.held.resize(want.max(filled + PIECE), 0);
-            let read = self
+        while self.held().len() < want && !self.ended {
+            if self.from > 0 {
+                self.buf.copy_within(self.from..self.to, 0);
+                (self.from, self.to) = (0, self.to - self.from);
+            }
+            let room = want.max(self.to + PIECE);
+            if self.buf.len() < room {
+                self.buf.resize(room, 0);
+            }
+            match self
                 .input
-                .read(self.held.get_mut(filled..).unwrap_or(&mut []));
-            self.held.truncate(filled + *read.as_ref().unwrap_or(&0));
-            match read {
-                Ok(n) => self.ended = n == 0,
+                .read(self.buf.get_mut(self.to..).unwrap_or(&mut []))
+            {
+                Ok(n) => {
+                    self.to = self.buf.len().min(self.to.saturating_add(n));
+                    self.ended = n == 0;
+                }
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) => return Err(e),
             }
@@ -55,13 +72,13 @@ impl<R: Read> State<R> {
     fn skip_to(&mut self, offset: u64) -> io::Result<()> {
         while self.start < offset {
             let before = offset - self.start;
-            let held = self.held.len();
+            let held = self.held().len();
             let gone = usize::try_from(before).map_or(held, |before| before.min(held));
-            self.held.drain(..gone);
+            self.from += gone;
             self.start += u64::try_from(gone).map_err(io::Error::other)?;
             if self.start < offset {
                 self.fill(1)?;
-                if self.held.is_empty() {
+                if self.held().is_empty() {
                     break;
                 }
             }
@@ -82,7 +99,7 @@ impl<R: Read> ReadAt for Stream<R> {
             return Ok(0);
         }
         state.fill(buf.len())?;
-        ReadAt::read_at(&*state.held, buf, 0)
+        ReadAt::read_at(state.held(), buf, 0)
     }
 
     fn len(&self) -> io::Result<u64> {
@@ -90,7 +107,7 @@ impl<R: Read> ReadAt for Stream<R> {
         if !state.ended {
             return Ok(LEN_UNKNOWN);
         }
-        let held = u64::try_from(state.held.len()).map_err(io::Error::other)?;
+        let held = u64::try_from(state.held().len()).map_err(io::Error::other)?;
         Ok(state.start.saturating_add(held))
     }
 }
