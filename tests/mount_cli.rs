@@ -310,6 +310,45 @@ fn regression_a_server_inherits_nothing() {
     ok(&bench.umount(&[]));
 }
 
+/// Whoever started the mount is told when the process that was to serve it is killed.
+#[test]
+fn a_server_that_is_killed_before_it_is_ready() {
+    if !can_mount("a_server_that_is_killed_before_it_is_ready") {
+        return;
+    }
+    let bench = Bench::new();
+    let fifo = bench.path("fifo");
+    let made = Command::new("mkfifo").arg(&fifo).status();
+    assert!(made.unwrap().success());
+    let waiting = Command::new(TARNFS)
+        .arg("--log-file")
+        .arg(&fifo)
+        .args(["mount", "image.tar", "mnt"])
+        .env("TARNFS_STORE", bench.path("store"))
+        .current_dir(bench.path(""))
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    // The server opens its log, and nobody reads it.
+    let id = waiting.id();
+    let server = loop {
+        let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap();
+        match children.split_whitespace().next() {
+            Some(server) => break server.to_owned(),
+            None => std::thread::yield_now(),
+        }
+    };
+    let killed = Command::new("kill").args(["-9", &server]).status();
+    assert!(killed.unwrap().success());
+    let output = waiting.wait_with_output().unwrap();
+    fails(
+        &output,
+        1,
+        &["killed by signal 9 before the mount was ready"],
+    );
+    assert!(!bench.is_mounted());
+}
+
 /// umount(8) does not wait for the server.
 #[test]
 fn regression_an_upper_right_after_umount8() {

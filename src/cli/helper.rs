@@ -48,9 +48,6 @@ struct Helper {
     /// The type
     #[arg(short = 't')]
     _fs_type: Option<OsString>,
-    /// This is the server of the mount
-    #[arg(long, hide = true)]
-    tell_ready: bool,
 }
 
 /// The arguments, if this process was called as a helper.
@@ -63,14 +60,13 @@ pub(super) fn invocation<'a>(
         return Some(argv);
     }
     // As mount.fuse runs it: no command, but an image, a directory and -o.
-    let server = usize::from(argv.get(1)? == mount::TELL_READY);
-    let image = argv.get(1 + server)?;
+    let image = argv.get(1)?;
     let is_command = image.to_str().is_some_and(|word| {
         word.starts_with('-')
             || word == "help"
             || commands.get_subcommands().any(|c| c.get_name() == word)
     });
-    (!is_command && argv.get(3 + server)? == "-o").then_some(argv)
+    (!is_command && argv.get(3)? == "-o").then_some(argv)
 }
 
 /// Mounts as mount(8) wants it.
@@ -81,7 +77,6 @@ pub(super) fn main(argv: &[OsString]) -> ExitCode {
         log: "warn".to_owned(),
         log_format: LogFormat::Text,
         log_file: None,
-        tell_ready: helper.tell_ready,
     };
     let args = mount::Args::for_helper(helper.image, helper.dir, helper.options, helper.sloppy);
     let result = if helper.fake {
@@ -117,8 +112,6 @@ mod tests {
         assert!(is("/sbin/mount.fuse.tarnfs a.tar /mnt -o rw"));
         assert!(is("mount.fuse.tarnfs"));
         assert!(is("tarnfs /a.tar /mnt -o rw,dev,suid"));
-        assert!(is("tarnfs --tell-ready /a.tar /mnt -o rw"));
-        assert!(!is("tarnfs --tell-ready mount /a.tar /mnt -o rw"));
         assert!(!is("tarnfs mount a.tar -o rw /mnt"));
         assert!(!is("tarnfs mount /mnt -o rw"));
         assert!(!is("tarnfs --store x -o rw"));

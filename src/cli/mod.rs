@@ -26,7 +26,7 @@ mod umount;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use logging::LogFormat;
 
@@ -59,9 +59,6 @@ pub(crate) struct Global {
     /// Log to this file instead of standard error
     #[arg(long, global = true, value_name = "FILE")]
     pub(crate) log_file: Option<PathBuf>,
-    /// This is the server of a background mount: say on standard output when it is ready
-    #[arg(long, hide = true)]
-    pub(crate) tell_ready: bool,
 }
 
 #[derive(Debug, Parser)]
@@ -107,11 +104,15 @@ pub(crate) fn main() -> ExitCode {
         return report(anyhow::Error::new(error).context("catching SIGXFSZ"));
     }
     let argv: Vec<_> = std::env::args_os().collect();
-    let commands = Cli::command();
+    let mut commands = Cli::command();
     if let Some(argv) = helper::invocation(&commands, &argv) {
         return helper::main(argv);
     }
-    let cli = Cli::parse();
+    let mut matches = commands
+        .try_get_matches_from_mut(argv)
+        .unwrap_or_else(|error| error.exit());
+    let cli = Cli::from_arg_matches_mut(&mut matches)
+        .unwrap_or_else(|error| error.format(&mut commands).exit());
     run(&cli.global, cli.command).unwrap_or_else(report)
 }
 

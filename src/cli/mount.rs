@@ -3,12 +3,11 @@
 mod plan;
 
 use std::ffi::OsString;
-use std::fs::DirBuilder;
+use std::fs::{DirBuilder, File};
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::DirBuilderExt;
-use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -22,6 +21,7 @@ use tarnfs::mount::{
 };
 use tarnfs::overlay::{self, Overlay};
 use tarnfs::sys::mount::{MountAttrs, set_attrs};
+use tarnfs::sys::process::{Forked, Running, fork};
 use tarnfs::upper::{Upper, UpperError};
 
 use super::engine::EngineName;
@@ -30,11 +30,8 @@ use super::serving::ServingArgs;
 use super::{Global, image, logging};
 use plan::{Plan, Writes};
 
-/// What a background server writes when its mount can be used.
+/// What a background process writes when the mount can be used.
 const READY: &[u8] = b"ready\n";
-
-/// The hidden first argument that makes this process a background server.
-pub(super) const TELL_READY: &str = "--tell-ready";
 
 /// Mount an image tar on a directory
 ///
@@ -131,23 +128,37 @@ impl Args {
 
 pub(crate) fn run(global: &Global, args: Args) -> anyhow::Result<ExitCode> {
     let plan = Plan::new(global, args)?;
+    // Before anything is opened: the server has nothing of its caller's.
+    if plan.in_background() {
+        return match start()? {
+            Forked::Parent(server) => await_ready(server),
+            Forked::Child => mount(&plan),
+        };
+    }
+    mount(&plan)
+}
+
+/// Does what is asked, in this process.
+fn mount(plan: &Plan) -> anyhow::Result<ExitCode> {
     logging::init(&plan.global)?;
     if plan.options.remount {
-        return remount(&plan);
+        return remount(plan);
     }
-    // A server that was started in the background is what was chosen.
-    if !plan.global.tell_ready && plan.engine != EngineChoice::Fuse {
-        match mount_by_kernel(&plan) {
+    if plan.engine != EngineChoice::Fuse {
+        match mount_by_kernel(plan) {
             Err(error) if plan.engine == EngineChoice::Auto && is_lack(&error) => {
                 tracing::info!("engine fuse: {error}");
             }
-            done => return done.map(|()| ExitCode::SUCCESS),
+            done => {
+                done?;
+                if plan.in_background() {
+                    tell_ready().context("telling that the mount is ready")?;
+                }
+                return Ok(ExitCode::SUCCESS);
+            }
         }
     }
-    if plan.foreground || plan.global.tell_ready {
-        return serve(&plan);
-    }
-    background()
+    serve(plan)
 }
 
 /// Whether the kernel engine cannot be used here, where the other may.
@@ -180,8 +191,8 @@ pub(super) fn check(global: &Global, args: Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Starts this program again as the server, and waits until it can be used or has failed.
-fn background() -> anyhow::Result<ExitCode> {
+/// Starts the process that is to serve.
+fn start() -> anyhow::Result<Forked> {
     // Where /dev is empty the server cannot even be started; this says what matters.
     match std::fs::symlink_metadata("/dev/fuse") {
         Err(error) if error.kind() == ErrorKind::NotFound => {
@@ -189,36 +200,28 @@ fn background() -> anyhow::Result<ExitCode> {
         }
         _ => {}
     }
-    let mut argv = std::env::args_os();
-    let name = argv.next().unwrap_or_else(|| "tarnfs".into());
-    // The same command line and working directory, so the same mount. The server keeps this
-    // terminal until it is ready: its errors and its progress bar go there, and Ctrl-C reaches it.
-    let mut server = Command::new("/proc/self/exe")
-        .arg0(name)
-        .arg(TELL_READY)
-        .args(argv)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .spawn()
-        .context("starting the server")?;
+    // It keeps this terminal until it is ready: its errors and its progress bar go there, and
+    // Ctrl-C reaches it.
+    fork().context("starting the server")
+}
+
+/// Waits until what `server` mounts can be used or has failed.
+fn await_ready(server: Running) -> anyhow::Result<ExitCode> {
+    let Running { output, child } = server;
     let mut said = Vec::new();
-    if let Some(pipe) = &mut server.stdout {
-        pipe.read_to_end(&mut said)
-            .context("waiting for the server")?;
-    }
+    File::from(output)
+        .read_to_end(&mut said)
+        .context("waiting for the server")?;
     if said == READY {
         return Ok(ExitCode::SUCCESS);
     }
-    died(&mut server)
-}
-
-/// A server that ended before it was ready has said why, unless it was killed.
-fn died(server: &mut Child) -> anyhow::Result<ExitCode> {
-    let status = server.wait().context("waiting for the server")?;
-    if let Some(signal) = status.signal() {
-        bail!("the server was killed by signal {signal} before the mount was ready");
+    // A server that ended before it was ready has said why, unless it was killed.
+    match child.wait().context("waiting for the server")? {
+        Some(signal) => {
+            bail!("the server was killed by signal {signal} before the mount was ready")
+        }
+        None => Ok(ExitCode::FAILURE),
     }
-    Ok(ExitCode::FAILURE)
 }
 
 /// Mounts and serves, in this process.
@@ -235,7 +238,7 @@ fn serve(plan: &Plan) -> anyhow::Result<ExitCode> {
     logging::panics_to_log();
     let mut server = Server::start(Arc::new(overlay), &point, &mount_options(plan))?;
     tracing::info!(image = %plan.image.display(), point = %point.display(), "mounted");
-    if plan.global.tell_ready
+    if plan.in_background()
         && let Err(error) = tell_ready()
     {
         // Who asked for the mount is gone, or will never know of it.

@@ -15,7 +15,7 @@ use rustix::process::{Resource, Rlimit};
 /// The system's.
 pub fn prepare_process() -> io::Result<()> {
     rustix::process::umask(Mode::empty());
-    // Started through /proc/self/exe, it would be listed as "exe".
+    // Whatever the program was called as: mount.fuse.tarnfs, or a link of another name.
     rustix::thread::set_name(c"tarnfs")?;
     let limit = rustix::process::getrlimit(Resource::Nofile);
     rustix::process::setrlimit(

@@ -15,5 +15,6 @@ pub mod memory;
 pub mod mount;
 pub mod namespace;
 pub mod outside;
+pub mod process;
 pub mod rights;
 pub mod signal;

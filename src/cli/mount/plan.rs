@@ -124,6 +124,11 @@ impl Plan {
         }
     }
 
+    /// Whether this process is one that somebody waits for until it is ready.
+    pub(super) fn in_background(&self) -> bool {
+        !self.options.remount && !self.foreground && self.engine != EngineChoice::Kernel
+    }
+
     /// What was asked for that only a FUSE server has.
     pub(super) fn for_server(&self) -> Option<&'static str> {
         [
