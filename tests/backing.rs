@@ -13,6 +13,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use common::walk::{assert_same, described};
 use common::{Mount, Sandbox, TARNFS, assert_ok, can_mount, has, mounts_below, ok, pack, run};
@@ -212,6 +213,44 @@ fn a_second_mount_of_the_kernel_engine_needs_no_memory() {
     assert_eq!(cached(&second.at("large")), 16 << 20);
     second.unmount();
     world.assert_nothing_is_left();
+}
+
+/// Bytes of the index that a server has mapped and in memory.
+fn index_held(server: u32) -> u64 {
+    let maps = fs::read_to_string(format!("/proc/{server}/smaps")).unwrap();
+    let mut lines = maps.lines().skip_while(|l| !l.ends_with("/index.erofs"));
+    let rss = lines.find_map(|line| line.strip_prefix("Rss:"));
+    let rss = rss.unwrap().trim().trim_end_matches(" kB");
+    rss.parse::<u64>().unwrap() * 1024
+}
+
+#[test]
+fn what_a_server_has_looked_at_does_not_stay_in_its_memory() {
+    if !can_mount() {
+        return;
+    }
+    let sandbox = Sandbox::new();
+    let tree = sandbox.dir("tree");
+    let make = "seq 30000 | sed 's/^/a-name-of-some-length-/' | xargs touch";
+    ok("sh", ["-euc", &format!("cd '{}'; {make}", tree.display())]);
+    let tar = sandbox.at("image.tar");
+    let places = [tree.as_os_str(), "-cf".as_ref(), tar.as_os_str()];
+    let words = ["-C".as_ref()].into_iter().chain(places);
+    ok("tar", words.chain([OsStr::new(".")]));
+    let mount = sandbox.mount("m", &tar, &["--read-only"]);
+    for round in 0..2 {
+        let find = [mount.path().as_os_str(), "-size".as_ref(), "0".as_ref()];
+        assert_eq!(ok("find", find).lines().count(), 30_000);
+        let until = Instant::now() + Duration::from_secs(60);
+        // It lets go of what is worth it: 1 MiB may stay, of nearly 3.
+        while index_held(mount.server()) > 1280 << 10 {
+            assert!(Instant::now() < until, "round {round}: it keeps its index");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        // So that the kernel asks for all of it again.
+        fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
+    }
+    mount.unmount();
 }
 
 #[test]

@@ -313,7 +313,7 @@ fn regression_a_server_inherits_nothing() {
 /// Whoever started the mount is told when the process that was to serve it is killed.
 #[test]
 fn a_server_that_is_killed_before_it_is_ready() {
-    if !can_mount("a_server_that_is_killed_before_it_is_ready") {
+    if !can_mount() {
         return;
     }
     let bench = Bench::new();

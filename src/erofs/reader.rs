@@ -22,6 +22,7 @@ pub use dir::{DirEntry, DirPosition};
 pub use inode::{Inode, Layout, Place, Run};
 pub use trailer::Reverse;
 
+use std::io;
 use std::ops::Deref;
 
 use crate::sys::map::Map;
@@ -136,6 +137,17 @@ impl Reader {
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
+    }
+
+    /// Takes the pages that were looked at out of this process ([`Map::let_go`]).
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn let_go(&self) -> io::Result<()> {
+        match &self.bytes {
+            Bytes::Mapped(map) => map.let_go(),
+            Bytes::Owned(_) => Ok(()),
+        }
     }
 
     /// The length of the whole file.

@@ -252,6 +252,15 @@ impl Lower {
         })
     }
 
+    /// Takes the index's pages that were looked at out of this process. The kernel keeps them for
+    /// all who have the image open.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn let_go_of_index(&self) -> std::io::Result<()> {
+        self.reader.let_go()
+    }
+
     /// The index file.
     #[must_use]
     pub fn index_path(&self) -> &Path {

@@ -11,6 +11,7 @@
 pub mod backing;
 mod error;
 pub mod kernel;
+mod memory;
 mod point;
 mod process;
 mod registry;

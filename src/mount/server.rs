@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use super::backing::{self, Backing};
+use super::memory::Memory;
 use super::registry::{Record, Registration};
 use super::signals::{Inbox, Signals};
 use super::unmount::detach;
@@ -284,11 +285,23 @@ impl Server {
     ///
     /// # Errors
     /// [`MountError`]: the connection failed, or the flush.
-    pub fn wait(self) -> Result<Ended, MountError> {
-        let ended = self
-            .ended
-            .blocking_recv()
-            .unwrap_or_else(|_| Err(thread_died()));
+    pub fn wait(mut self) -> Result<Ended, MountError> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build();
+        let ended = match runtime {
+            Ok(runtime) => runtime.block_on(async {
+                let mut memory = Memory::new();
+                loop {
+                    tokio::select! {
+                        ended = &mut self.ended => break ended,
+                        () = tokio::time::sleep(memory.pause()) => memory.look(self.overlay.lower()),
+                    }
+                }
+            }),
+            Err(_) => self.ended.blocking_recv(),
+        };
+        let ended = ended.unwrap_or_else(|_| Err(thread_died()));
         finish(self.overlay, self.registration, self.beside, ended)
     }
 
@@ -317,9 +330,13 @@ impl Server {
     }
 
     async fn until_ended(&mut self, inbox: &mut Inbox) -> io::Result<()> {
-        let signal = tokio::select! {
-            ended = &mut self.ended => return ended.unwrap_or_else(|_| Err(thread_died())),
-            signal = inbox.next() => signal,
+        let mut memory = Memory::new();
+        let signal = loop {
+            tokio::select! {
+                ended = &mut self.ended => return ended.unwrap_or_else(|_| Err(thread_died())),
+                signal = inbox.next() => break signal,
+                () = tokio::time::sleep(memory.pause()) => memory.look(self.overlay.lower()),
+            }
         };
         tracing::info!("{signal}: unmounting");
         self.beside.cancel();

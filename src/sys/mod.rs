@@ -16,5 +16,6 @@ pub mod mount;
 pub mod namespace;
 pub mod outside;
 pub mod process;
+pub mod resident;
 pub mod rights;
 pub mod signal;
