@@ -281,10 +281,7 @@ pub fn abort_connection(minor: u32) -> io::Result<()> {
 /// # Errors
 /// The system's; an ordinary user may not.
 pub fn set_read_ahead(minor: u32, kib: u32) -> io::Result<()> {
-    std::fs::write(
-        format!("/sys/class/bdi/0:{minor}/read_ahead_kb"),
-        kib.to_string(),
-    )
+    super::bdi::set_read_ahead(OsStr::new(&format!("0:{minor}")), kib)
 }
 
 /// Whether the program that mounts for ordinary users is there.

@@ -4,6 +4,7 @@
 //! belong together) made safe. The rest of the crate denies `unsafe_code`.
 
 pub mod asker;
+pub mod bdi;
 #[cfg(test)]
 pub(crate) mod faults;
 pub mod fs;
