@@ -290,18 +290,9 @@ impl Server {
             .enable_time()
             .build();
         let ended = match runtime {
-            Ok(runtime) => runtime.block_on(async {
-                let mut memory = Memory::new();
-                loop {
-                    tokio::select! {
-                        ended = &mut self.ended => break ended,
-                        () = tokio::time::sleep(memory.pause()) => memory.look(self.overlay.lower()),
-                    }
-                }
-            }),
-            Err(_) => self.ended.blocking_recv(),
+            Ok(runtime) => runtime.block_on(self.ended()),
+            Err(_) => of_thread(self.ended.blocking_recv()),
         };
-        let ended = ended.unwrap_or_else(|_| Err(thread_died()));
         finish(self.overlay, self.registration, self.beside, ended)
     }
 
@@ -329,20 +320,27 @@ impl Server {
         self.wait()
     }
 
-    async fn until_ended(&mut self, inbox: &mut Inbox) -> io::Result<()> {
+    /// Waits until the mount has ended, and looks after this process' memory meanwhile.
+    async fn ended(&mut self) -> io::Result<()> {
         let mut memory = Memory::new();
-        let signal = loop {
+        loop {
             tokio::select! {
-                ended = &mut self.ended => return ended.unwrap_or_else(|_| Err(thread_died())),
-                signal = inbox.next() => break signal,
+                ended = &mut self.ended => return of_thread(ended),
                 () = tokio::time::sleep(memory.pause()) => memory.look(self.overlay.lower()),
             }
+        }
+    }
+
+    async fn until_ended(&mut self, inbox: &mut Inbox) -> io::Result<()> {
+        let signal = tokio::select! {
+            ended = self.ended() => return ended,
+            signal = inbox.next() => signal,
         };
         tracing::info!("{signal}: unmounting");
         self.beside.cancel();
         self.take_off().await;
         tokio::select! {
-            ended = &mut self.ended => return ended.unwrap_or_else(|_| Err(thread_died())),
+            ended = &mut self.ended => return of_thread(ended),
             signal = inbox.next() => tracing::warn!("{signal} again: cutting off its users"),
             () = tokio::time::sleep(GRACE) => {
                 tracing::warn!("still in use after {GRACE:?}: cutting off its users");
@@ -358,7 +356,7 @@ impl Server {
             return Ok(());
         }
         match tokio::time::timeout(ABORT_GRACE, &mut self.ended).await {
-            Ok(ended) => ended.unwrap_or_else(|_| Err(thread_died())),
+            Ok(ended) => of_thread(ended),
             // A request that was being worked on is not done yet; it has no answer to lose.
             Err(_) => Ok(()),
         }
@@ -440,8 +438,9 @@ fn serve_in_thread(connection: Connection) -> io::Result<oneshot::Receiver<io::R
     Ok(ended)
 }
 
-fn thread_died() -> io::Error {
-    io::Error::other("the serving thread died")
+/// What the serving thread has told of the end, if it has.
+fn of_thread(told: Result<io::Result<()>, oneshot::error::RecvError>) -> io::Result<()> {
+    told.unwrap_or_else(|_| Err(io::Error::other("the serving thread died")))
 }
 
 fn is_errno(error: &io::Error, errno: i32) -> bool {
