@@ -14,24 +14,19 @@
 use std::collections::VecDeque;
 use std::ops::ControlFlow;
 use std::os::fd::AsFd;
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex};
 
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 use super::error::Doing;
-use super::listing::{DOTS, Listing};
+use super::listing::{DOTS, Listing, STATE, STATE_SHIFT};
 use super::node::{Node, lock};
 use super::{DirEntry, Entry, Error, Ino, Overlay, Result, Target};
 use crate::inode::Kind;
 use crate::lower::{LowerEntry, Nid};
 use crate::name::Name;
 use crate::sys::fs;
-
-/// Where the state stands in a position: above all that [`Listing`] and the index give, below the
-/// mark of hashes.
-const STATE_SHIFT: u32 = 50;
-const STATE: u64 = 0xff << STATE_SHIFT;
 
 /// What has been told of a directory of the upper.
 #[derive(Debug, Default)]
@@ -40,7 +35,6 @@ pub(super) struct Told {
     changes: u64,
     /// Counts the states that listings began with.
     state: u8,
-    listing: Weak<Listing>,
     /// Where the last request began, and the last position that its answer gave. The next one
     /// goes on from there, or from before: not all that is answered need be wanted.
     from: u64,
@@ -250,17 +244,14 @@ impl Overlay {
     /// What is to be read at `offset`: what was read before where it goes on, else what is there
     /// now.
     fn listing_at(&self, node: &Arc<Node>, offset: u64) -> Result<Arc<Listing>> {
-        {
+        let goes_on = {
             let told = lock(&node.dir.told);
-            let goes_on = told.from < offset && offset <= told.to;
-            if let Some(listing) = told.listing.upgrade()
-                && (goes_on || listing.is_current(node))
-            {
-                return Ok(listing);
-            }
+            told.from < offset && offset <= told.to
+        };
+        if goes_on && let Some(listing) = lock(&node.dir.listing).upgrade() {
+            return Ok(listing);
         }
         let listing = self.listing_of(node)?;
-        lock(&node.dir.told).listing = Arc::downgrade(&listing);
         self.read_lately.keep(&listing);
         Ok(listing)
     }

@@ -29,12 +29,17 @@ pub(super) const DOTS: u64 = 2;
 /// below: a number of a block and of an entry in it.
 const HASHED: u64 = 1 << 62;
 
+/// Where a position says which state of the directory its listing began with (`super::dir`): above
+/// the numbers of the index and the hashes, below the mark of hashes.
+pub(super) const STATE_SHIFT: u32 = 50;
+pub(super) const STATE: u64 = 0xff << STATE_SHIFT;
+
 /// Where a name stands that the lower part does not hold; there is room above for its neighbours
 /// to move on where two are the same.
 fn hashed(name: &Name) -> u64 {
     let mut hasher = DefaultHasher::new();
     hasher.write(name.as_bytes());
-    HASHED | (hasher.finish() >> 15)
+    HASHED | (hasher.finish() >> (u64::BITS - STATE_SHIFT + 1))
 }
 
 /// An entry.
@@ -220,6 +225,7 @@ mod tests {
             let name = Name::new(format!("{i}").as_bytes()).unwrap();
             let at = hashed(&name);
             assert!(at >= HASHED && at < i64::MAX as u64 - 1_000, "{at:x}");
+            assert_eq!(at & STATE, 0, "{at:x}");
             assert_eq!(at, hashed(&name));
         }
     }
