@@ -14,9 +14,10 @@ use serde::Serialize;
 
 use super::userns::{self, Mapping};
 use crate::mount::backing::{Backing, Choice, Rung};
-use crate::mount::{MountError, MountOptions, kernel};
+use crate::mount::{KeepAwake, MountError, MountOptions, kernel};
 use crate::overlay::{self, Overlay};
 use crate::store::{Image, Store};
+use crate::sys::idle::{self, Idle};
 use crate::upper::Upper;
 
 /// The hidden subcommand that [`all`] tries a user namespace with; see [`userns_main`].
@@ -88,6 +89,7 @@ pub fn all(store: &Path) -> (Vec<Finding>, bool) {
         mappings(),
         helper,
         open_files(),
+        idle_cpus(privileged),
         overlayfs(),
         engine,
     ];
@@ -144,13 +146,13 @@ fn fuse() -> Finding {
 
 fn passthrough(version: Option<(u32, u32)>, privileged: bool) -> Finding {
     let name = "fuse passthrough";
-    let serves = "files are read through the server, as this version does everywhere";
+    let serves = "files are read and written through the server";
     match (version.is_some_and(|v| v >= (6, 9)), privileged) {
         (true, true) => finding(
             name,
             State::Ok,
             "assumed: kernel 6.9 or later, and the right to use it",
-            "the kernel could read files past the server; this version does not ask it to",
+            "the kernel reads and writes files past the server",
         ),
         (true, false) => finding(name, State::Limited, "assumed: needs CAP_SYS_ADMIN", serves),
         (false, _) => finding(name, State::Missing, "the kernel is older than 6.9", serves),
@@ -359,6 +361,41 @@ fn open_files() -> Finding {
             found,
             "a program with many open files may get EMFILE",
         )
+    }
+}
+
+/// Whether whoever waits for an answer is woken slowly.
+fn idle_cpus(privileged: bool) -> Finding {
+    let name = "idle CPUs";
+    if !idle::halts_through_hypervisor() {
+        return finding(
+            name,
+            State::Ok,
+            "no governor for guests of a hypervisor",
+            "they are left alone",
+        );
+    }
+    let cpus = format!("{} of a virtual machine, halted through it", idle::cpus());
+    match KeepAwake::Auto.idle() {
+        Some(_) => finding(
+            name,
+            State::Ok,
+            cpus,
+            "kept awake while programs ask for one thing after another (mount --keep-awake)",
+        ),
+        None if privileged && Idle::open().is_ok() => finding(
+            name,
+            State::Limited,
+            cpus,
+            "each request takes several times as long; mount --keep-awake=always costs all of them",
+        ),
+        None => finding(
+            name,
+            State::Limited,
+            cpus,
+            "each request takes several times as long; root can write 200000 to \
+             /sys/module/haltpoll/parameters/guest_halt_poll_ns",
+        ),
     }
 }
 

@@ -50,9 +50,9 @@ const READY: &[u8] = b"ready\n";
 
 Options of -o: ro rw suid nosuid dev nodev exec noexec noatime relatime strictatime
   nodiratime nosymfollow sync dirsync lazytime allow_other remount, upperdir= workdir=
-  tmpfs[=SIZE] volatile engine= store= fsname= subtype= max_read= passthrough= noopen readahead=
-  record= prefetch= prefetch_max= log= log_file=; what only fstab's readers mind (auto nofail user
-  _netdev x-* …) is passed over")]
+  tmpfs[=SIZE] volatile engine= store= fsname= subtype= max_read= passthrough= noopen keep_awake=
+  readahead= record= prefetch= prefetch_max= log= log_file=; what only fstab's readers mind (auto
+  nofail user _netdev x-* …) is passed over")]
 pub(crate) struct Args {
     /// The image: a tar
     #[arg(value_name = "IMAGE")]

@@ -9,7 +9,7 @@ use tarnfs::mount::EngineChoice;
 use tarnfs::sys::mount::MountAttrs;
 
 use super::engine::EngineName;
-use super::serving::PassThrough;
+use super::serving::{Awake, PassThrough};
 
 /// What a list of options asks for. The last word on a thing counts.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -25,6 +25,7 @@ pub(crate) struct Options {
     pub(crate) read_ahead: Option<u32>,
     pub(crate) passthrough: Option<PassThrough>,
     pub(crate) noopen: bool,
+    pub(crate) keep_awake: Option<Awake>,
     pub(crate) record: Option<PathBuf>,
     pub(crate) prefetch: Option<PathBuf>,
     pub(crate) prefetch_max: Option<u64>,
@@ -179,6 +180,13 @@ impl Options {
                         .map_err(|why| anyhow!("mount option passthrough={said}: {why}"))?,
                 );
             }
+            "keep_awake" => {
+                let said = text()?;
+                self.keep_awake = Some(
+                    said.parse()
+                        .map_err(|why| anyhow!("mount option keep_awake={said}: {why}"))?,
+                );
+            }
             "record" => self.record = Some(path()?),
             "prefetch" => self.prefetch = Some(path()?),
             "prefetch_max" => self.prefetch_max = Some(parse_size(&text()?)?),
@@ -297,6 +305,7 @@ mod tests {
         assert!(parse("max_read=many").is_err());
         assert!(parse("readahead=-1").is_err());
         assert!(parse("passthrough=some").is_err());
+        assert!(parse("keep_awake=maybe").is_err());
         assert!(parse("record=").is_err());
         assert!(parse("prefetch_max=0").is_err());
         assert!(parse("engine=steam").is_err());

@@ -1,8 +1,8 @@
-//! How the FUSE server is to serve: `--passthrough`, `--noopen`.
+//! How the FUSE server is to serve: `--passthrough`, `--noopen`, `--keep-awake`.
 
 use std::str::FromStr;
 
-use tarnfs::mount::Settings;
+use tarnfs::mount::{KeepAwake, Settings};
 
 use super::mount_options::parse_size;
 
@@ -25,6 +25,25 @@ impl FromStr for PassThrough {
     }
 }
 
+/// When idle CPUs are to be kept from halting.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Awake(KeepAwake);
+
+impl FromStr for Awake {
+    type Err = String;
+
+    fn from_str(said: &str) -> Result<Self, String> {
+        match said {
+            "auto" => Ok(Self(KeepAwake::Auto)),
+            "always" => Ok(Self(KeepAwake::Always)),
+            "never" => Ok(Self(KeepAwake::Never)),
+            _ => Err(format!(
+                "{said:?} is none of \"auto\", \"always\" and \"never\""
+            )),
+        }
+    }
+}
+
 /// The options, from the command line or from `-o`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::Args)]
 pub(crate) struct ServingArgs {
@@ -36,6 +55,11 @@ pub(crate) struct ServingArgs {
     /// files that are mostly read
     #[arg(long)]
     pub(crate) noopen: bool,
+    /// When to keep idle CPUs from halting while programs ask for one thing after another, as
+    /// root: `always`, `never`, or `auto` in a virtual machine of up to 4 CPUs that halts them
+    /// through its hypervisor [default: auto]
+    #[arg(long, value_name = "WHEN")]
+    pub(crate) keep_awake: Option<Awake>,
 }
 
 impl ServingArgs {
@@ -44,6 +68,7 @@ impl ServingArgs {
         Settings {
             passthrough: self.passthrough.map_or(default.passthrough, |said| said.0),
             noopen: self.noopen,
+            keep_awake: self.keep_awake.map_or(default.keep_awake, |said| said.0),
         }
     }
 
@@ -55,6 +80,10 @@ impl ServingArgs {
                 ..
             } => Some("--passthrough"),
             Self { noopen: true, .. } => Some("--noopen"),
+            Self {
+                keep_awake: Some(_),
+                ..
+            } => Some("--keep-awake"),
             _ => None,
         }
     }
@@ -63,6 +92,15 @@ impl ServingArgs {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn when_awake() {
+        let from = |said: &str| said.parse::<Awake>().map(|awake| awake.0);
+        assert_eq!(from("auto"), Ok(KeepAwake::Auto));
+        assert_eq!(from("always"), Ok(KeepAwake::Always));
+        assert_eq!(from("never"), Ok(KeepAwake::Never));
+        assert!(from("").is_err() && from("yes").is_err());
+    }
 
     #[test]
     fn which_files() {

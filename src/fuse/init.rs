@@ -71,14 +71,19 @@ pub(super) fn negotiate(config: &mut KernelConfig, passthrough: bool) -> io::Res
     Ok(agreed)
 }
 
-/// Threads, and no filter of users.
-pub(super) fn session_config(acl: SessionACL) -> Config {
+/// How many threads read requests.
+pub(super) fn threads() -> usize {
     let cpus = std::thread::available_parallelism().map_or(2, usize::from);
-    let mut config = Config::default();
-    config.acl = acl;
     // Two at least: a request that blocks on the upper's disk must not stop the others. More
     // than four gain nothing: most requests are answered from the kernel's caches.
-    config.n_threads = Some(cpus.clamp(2, 4));
+    cpus.clamp(2, 4)
+}
+
+/// Threads, and no filter of users.
+pub(super) fn session_config(acl: SessionACL) -> Config {
+    let mut config = Config::default();
+    config.acl = acl;
+    config.n_threads = Some(threads());
     // One device fd for all threads: a recovering server could not hand on the clones.
     config.clone_fd = false;
     config

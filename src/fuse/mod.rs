@@ -13,6 +13,7 @@
 //! This is the only module that knows the `fuser` crate.
 
 mod alias;
+mod aside;
 mod attrs;
 mod convert;
 mod dirs;
@@ -43,6 +44,7 @@ use fuser::{
 
 use crate::overlay::{self, Ino, Overlay};
 
+pub use aside::KeepAwake;
 use files::Writer;
 use opens::Opens;
 use spin::Spin;
@@ -67,6 +69,8 @@ pub struct Settings {
     /// Answer OPEN with ENOSYS: the kernel then opens and closes all files without asking, and
     /// reads and writes them by their inodes. Excludes passthrough.
     pub noopen: bool,
+    /// When to keep idle CPUs from halting. Root alone can.
+    pub keep_awake: KeepAwake,
 }
 
 impl Default for Settings {
@@ -74,6 +78,7 @@ impl Default for Settings {
         Self {
             passthrough: Some(PASSTHROUGH_FROM),
             noopen: false,
+            keep_awake: KeepAwake::default(),
         }
     }
 }
@@ -110,7 +115,7 @@ impl Connection {
             opens: Arc::clone(&opens),
             unopened: settings.noopen.then(Unopened::default),
             opens_dirs: true,
-            spin: Spin::new(&device)?,
+            spin: Spin::new(&device, init::threads(), settings.keep_awake)?,
         };
         let session = Session::from_fd(adapter, device, acl, init::session_config(acl))?;
         opens.set_notifier(session.notifier());

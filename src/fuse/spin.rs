@@ -3,15 +3,18 @@
 //! A program that asks one thing after another has its next request ready some microseconds after
 //! an answer. To sleep meanwhile costs more than the request itself: an idle CPU has to be woken,
 //! in a virtual machine through the hypervisor. So where requests follow each other quickly, one
-//! thread of the server keeps looking. One look in vain, and it sleeps until they are quick again;
-//! where something else wants its CPU, it does not look for a while.
+//! thread of the server keeps looking, and the others stand [aside](super::aside). One look in
+//! vain, and it sleeps until they are quick again; where something else wants its CPU, it does not
+//! look for a while.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::aside::{Aside, KeepAwake};
 
 /// How long to look; requests that are further apart are not waited for.
 const WINDOW: Duration = Duration::from_micros(100);
@@ -33,61 +36,90 @@ const AT_ONCE: Timespec = Timespec {
 pub(super) struct Spin {
     /// `None`: with one CPU, whoever is to ask would wait for us.
     device: Option<OwnedFd>,
+    /// How many threads there are, and how many of them do not read: they answer, look or stand
+    /// aside.
+    threads: usize,
+    away: AtomicUsize,
     since: Instant,
     /// When the last answer was given, in nanoseconds.
     answered: AtomicU64,
     /// When to look again at the earliest, likewise.
     rests_until: AtomicU64,
     looking: AtomicBool,
+    aside: Aside,
 }
 
 /// A request is being answered; looks for the next one when it is dropped.
 #[derive(Debug)]
 pub(super) struct Turn<'a> {
     spin: &'a Spin,
+    began: u64,
     quick: bool,
 }
 
 impl Spin {
-    /// Looks at `device`, /dev/fuse of the connection.
-    pub(super) fn new(device: &OwnedFd) -> io::Result<Self> {
+    /// Looks at `device`, /dev/fuse of the connection, from which so many threads read.
+    pub(super) fn new(device: &OwnedFd, threads: usize, keep_awake: KeepAwake) -> io::Result<Self> {
         let many = std::thread::available_parallelism().is_ok_and(|cpus| cpus.get() > 1);
         Ok(Self {
             device: many.then(|| device.try_clone()).transpose()?,
+            threads,
+            away: AtomicUsize::new(0),
             since: Instant::now(),
             answered: AtomicU64::new(0),
             rests_until: AtomicU64::new(0),
             looking: AtomicBool::new(false),
+            aside: Aside::new(keep_awake),
         })
     }
 
     /// A request has come.
     pub(super) fn turn(&self) -> Turn<'_> {
-        let gap = self
-            .now()
-            .saturating_sub(self.answered.load(Ordering::Relaxed));
-        let quick = gap < nanoseconds(WINDOW);
-        Turn { spin: self, quick }
+        self.away.fetch_add(1, Ordering::Relaxed);
+        let began = self.now();
+        let gap = began.saturating_sub(self.answered.load(Ordering::Relaxed));
+        Turn {
+            spin: self,
+            began,
+            quick: gap < nanoseconds(WINDOW),
+        }
     }
 
     fn now(&self) -> u64 {
         nanoseconds(self.since.elapsed())
     }
 
+    /// Waits a moment for the next request, unless another thread does.
+    fn wait(&self, device: &OwnedFd) {
+        if self.is_to_look() {
+            self.look(device);
+            self.looking.store(false, Ordering::Release);
+        } else {
+            self.aside.stand();
+        }
+    }
+
+    /// No other thread reads or looks; from now on this one does.
+    fn is_to_look(&self) -> bool {
+        let another_reads = self.away.load(Ordering::Relaxed) < self.threads;
+        !another_reads && !self.looking.swap(true, Ordering::Acquire)
+    }
+
     fn look(&self, device: &OwnedFd) {
         let start = self.now();
-        if start < self.rests_until.load(Ordering::Relaxed)
-            || self.looking.swap(true, Ordering::Acquire)
-        {
+        if start < self.rests_until.load(Ordering::Relaxed) {
             return;
         }
         let mut last = start;
+        let mut at_once = true;
         loop {
             let mut fds = [PollFd::from_borrowed_fd(device.as_fd(), PollFlags::IN)];
             // An error is the reader's to find.
             if poll(&mut fds, Some(&AT_ONCE)) != Ok(0) {
+                self.aside.found(at_once);
                 break;
             }
+            at_once = false;
             rustix::thread::sched_yield();
             let now = self.now();
             if now.saturating_sub(last) > nanoseconds(INTERRUPTED) {
@@ -100,7 +132,6 @@ impl Spin {
             }
             last = now;
         }
-        self.looking.store(false, Ordering::Release);
     }
 }
 
@@ -110,14 +141,16 @@ fn nanoseconds(time: Duration) -> u64 {
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        let Some(device) = &self.spin.device else {
-            return;
-        };
         let now = self.spin.now();
         self.spin.answered.store(now, Ordering::Relaxed);
-        if self.quick {
-            self.spin.look(device);
+        if let Some(device) = &self.spin.device {
+            let took = now.saturating_sub(self.began);
+            self.spin.aside.answered(Duration::from_nanos(took));
+            if self.quick {
+                self.spin.wait(device);
+            }
         }
+        self.spin.away.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -125,10 +158,15 @@ impl Drop for Turn<'_> {
 mod tests {
     use super::*;
 
+    /// Of one thread.
+    fn spin(reader: &OwnedFd) -> Spin {
+        Spin::new(reader, 1, KeepAwake::Never).unwrap()
+    }
+
     #[test]
     fn looks_only_where_requests_are_quick() {
         let (reader, writer) = rustix::pipe::pipe().unwrap();
-        let spin = Spin::new(&reader).unwrap();
+        let spin = spin(&reader);
         // Long ago.
         spin.answered.store(0, Ordering::Relaxed);
         while spin.since.elapsed() <= WINDOW {
@@ -146,18 +184,25 @@ mod tests {
     }
 
     #[test]
-    fn one_thread_looks() {
-        let (reader, _writer) = rustix::pipe::pipe().unwrap();
-        let spin = Spin::new(&reader).unwrap();
-        spin.looking.store(true, Ordering::Relaxed);
-        spin.look(&reader);
-        assert!(spin.looking.load(Ordering::Relaxed), "another's turn");
+    fn one_thread_reads_or_looks() {
+        let (reader, writer) = rustix::pipe::pipe().unwrap();
+        let spin = Spin::new(&reader, 2, KeepAwake::Never).unwrap();
+        rustix::io::write(&writer, b"x").unwrap();
+        let first = spin.turn();
+        assert!(!spin.is_to_look(), "the second reads");
+        let second = spin.turn();
+        assert!(spin.is_to_look());
+        assert!(!spin.is_to_look(), "the first does");
+        spin.wait(&reader);
+        assert!(spin.looking.load(Ordering::Relaxed), "still its turn");
+        drop((first, second));
+        assert_eq!(spin.away.load(Ordering::Relaxed), 0);
     }
 
     #[test]
     fn rests_where_the_cpu_is_wanted() {
         let (reader, _writer) = rustix::pipe::pipe().unwrap();
-        let spin = Spin::new(&reader).unwrap();
+        let spin = spin(&reader);
         spin.rests_until.store(u64::MAX, Ordering::Relaxed);
         // Returns at once, and by no look.
         spin.look(&reader);

@@ -35,7 +35,7 @@ pub use server::{Ended, Server};
 pub use signals::Signals;
 pub use unmount::{How, Unmounted, unmount};
 
-pub use crate::fuse::Settings;
+pub use crate::fuse::{KeepAwake, Settings};
 use crate::sys::fuse::FuseParams;
 use crate::sys::mount::MountAttrs;
 

@@ -10,6 +10,7 @@ pub(crate) mod faults;
 pub mod fs;
 pub mod fuse;
 pub mod handle;
+pub mod idle;
 pub mod loopdev;
 pub mod map;
 pub mod memory;

@@ -99,6 +99,7 @@ impl Plan {
             serving: ServingArgs {
                 passthrough: args.serving.passthrough.or(options.passthrough),
                 noopen: args.serving.noopen || options.noopen,
+                keep_awake: args.serving.keep_awake.or(options.keep_awake),
             },
             prefetch: prefetch.absolute()?,
             read_ahead: args.read_ahead.or(options.read_ahead),
