@@ -215,24 +215,27 @@ impl Images {
         second
     }
 
-    /// The records of an image whose writers live, and its pins; the dead are removed.
-    fn records(&self, name: &str) -> Vec<(PathBuf, File, Record)> {
-        let mut all = Vec::new();
-        for path in self.files() {
-            let its = path.file_name().is_some_and(|file| {
+    /// The records of an image whose writers live, and its pins, each read when it is asked for: a
+    /// hundred mounts of the image have a hundred. The dead are removed on the way.
+    fn records(&self, name: &str) -> impl Iterator<Item = (PathBuf, File, Record)> {
+        let is_its = |path: &PathBuf| {
+            path.file_name().is_some_and(|file| {
                 let rest = file.as_bytes().strip_prefix(name.as_bytes());
                 rest.is_some_and(|rest| rest.starts_with(b"."))
-            });
-            if !its {
-                continue;
+            })
+        };
+        let living = |path: PathBuf| match read(&path) {
+            Ok(Some((file, record))) => Some((path, file, record)),
+            Ok(None) => {
+                remove(&path);
+                None
             }
-            match read(&path) {
-                Ok(Some((file, record))) => all.push((path, file, record)),
-                Ok(None) => remove(&path),
-                Err(error) => tracing::debug!("{}: {error}", path.display()),
+            Err(error) => {
+                tracing::debug!("{}: {error}", path.display());
+                None
             }
-        }
-        all
+        };
+        self.files().into_iter().filter(is_its).filter_map(living)
     }
 
     fn files(&self) -> Vec<PathBuf> {
@@ -347,24 +350,23 @@ impl Images {
     }
 
     /// Takes off the pins of this mount namespace that nobody needs, by `needed`, which is told an
-    /// image's name; and removes what the dead have left.
+    /// image's name; and removes what the dead have left, for which no record is read.
     pub(in crate::mount) fn sweep(&self, needed: impl Fn(&str) -> bool) {
         let Ok(here) = namespace() else { return };
+        let pin = format!("{here}.pin");
         for path in self.files() {
             let name = path.file_name().and_then(|name| name.to_str());
             let Some((image, kind)) = name.and_then(|name| name.split_once('.')) else {
                 continue;
             };
-            match read(&path) {
-                Ok(None) => remove(&path),
-                Ok(Some((_, record)))
-                    if record.holder.is_none()
-                        && kind == format!("{here}.pin")
-                        && !needed(image) =>
+            if kind == pin {
+                if !needed(image)
+                    && let Ok(Some((_, record))) = read(&path)
                 {
                     self.take_off(&path, &record);
                 }
-                _ => {}
+            } else if let Ok((_, false)) = open(&path) {
+                remove(&path);
             }
         }
     }
@@ -415,9 +417,9 @@ fn is_own(metadata: &Metadata) -> bool {
     metadata.uid() == rustix::process::geteuid().as_raw() && metadata.mode() & 0o022 == 0
 }
 
-/// A record and its open file. `None`: its writer is dead.
-fn read(path: &Path) -> io::Result<Option<(File, Record)>> {
-    let mut file = registry::open_file(path)?;
+/// Opens a record, and tells whether its writer lives; a pin has none, and counts as one that does.
+fn open(path: &Path) -> io::Result<(File, bool)> {
+    let file = registry::open_file(path)?;
     let metadata = file.metadata()?;
     if !metadata.is_file() {
         return Err(io::Error::other("not a file"));
@@ -425,16 +427,28 @@ fn read(path: &Path) -> io::Result<Option<(File, Record)>> {
     if !is_own(&metadata) {
         return Err(io::Error::other("another user's"));
     }
-    let is_pin = path.extension().is_some_and(|kind| kind == "pin");
-    if !is_pin {
-        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared) {
-            Ok(()) => return Ok(None),
-            Err(rustix::io::Errno::WOULDBLOCK) => {}
-            Err(errno) => return Err(errno.into()),
-        }
+    if is_pin(path) {
+        return Ok((file, true));
+    }
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared) {
+        Ok(()) => Ok((file, false)),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok((file, true)),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+fn is_pin(path: &Path) -> bool {
+    path.extension().is_some_and(|kind| kind == "pin")
+}
+
+/// A record and its open file. `None`: its writer is dead.
+fn read(path: &Path) -> io::Result<Option<(File, Record)>> {
+    let (mut file, lives) = open(path)?;
+    if !lives {
+        return Ok(None);
     }
     let record: Record = serde_json::from_slice(&registry::read_file(&mut file)?)?;
-    if is_pin != record.holder.is_none() {
+    if is_pin(path) != record.holder.is_none() {
         return Err(io::Error::other("not what its name says"));
     }
     Ok(Some((file, record)))

@@ -209,12 +209,9 @@ pub(in crate::mount) fn shows_upper(dirs: &[PathBuf], upper: &Path, seen: &[Moun
 
 /// Every record in a state directory, by the device numbers that are asked for. What cannot be read
 /// is none; what another user may have put there is not read, since directories are removed by it.
-fn of_minors(dir: &Path, wanted: impl Fn(u32) -> bool) -> Vec<Found> {
+fn of_minors(dir: &Path, wanted: impl Fn(u32) -> bool) -> impl Iterator<Item = Found> {
     let entries = registry::check_own_dir(dir).and_then(|()| std::fs::read_dir(dir));
-    let Ok(entries) = entries else {
-        return Vec::new();
-    };
-    let found = |path: PathBuf| {
+    let found = move |path: PathBuf| {
         let name = path.file_name()?.to_str()?;
         let number = name.strip_prefix(PREFIX)?.strip_suffix(".json")?;
         let minor = number.split_once('-').map_or(number, |(minor, _)| minor);
@@ -225,12 +222,11 @@ fn of_minors(dir: &Path, wanted: impl Fn(u32) -> bool) -> Vec<Found> {
             minor,
         })
     };
-    entries
-        .filter_map(|entry| found(entry.ok()?.path()))
-        .collect()
+    let entries = entries.into_iter().flatten();
+    entries.filter_map(move |entry| found(entry.ok()?.path()))
 }
 
-fn all(dir: &Path) -> Vec<Found> {
+fn all(dir: &Path) -> impl Iterator<Item = Found> {
     of_minors(dir, |_| true)
 }
 
@@ -260,7 +256,9 @@ fn sweep(dir: &Path) -> io::Result<()> {
             .is_some_and(|pins| mount.path.starts_with(pins))
     });
     let mounted: HashSet<u32> = mounted.map(|mount| mount.minor).collect();
-    for found in of_minors(dir, |minor| !mounted.contains(&minor)) {
+    // All of them before the first is removed.
+    let gone: Vec<_> = of_minors(dir, |minor| !mounted.contains(&minor)).collect();
+    for found in gone {
         // A volatile upper was not unmounted by us: whether its data is all there, nobody knows.
         if found.record.namespace == here
             && let Err(error) = (KernelRecord {
@@ -281,12 +279,10 @@ pub(in crate::mount) fn sweep_pins(images: &Images, dirs: &[PathBuf]) {
         Ok(mounts) => mounts,
         Err(error) => return tracing::debug!("pins stay: {error}"),
     };
-    let found = dirs.iter().flat_map(|dir| all(dir));
-    let needed: HashSet<String> = found
-        .filter(|found| found.is_of(&mounts))
-        .filter_map(|found| found.record.image)
-        .collect();
-    images.sweep(|image| needed.contains(image));
+    images.sweep(|image| {
+        let mut found = dirs.iter().flat_map(|dir| all(dir));
+        found.any(|found| found.record.image.as_deref() == Some(image) && found.is_of(&mounts))
+    });
 }
 
 /// [`sweep_pins`] of all state directories that have been used.
