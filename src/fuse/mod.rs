@@ -197,7 +197,7 @@ impl Filesystem for Adapter {
         self.on_lookup(parent, name, reply);
     }
     fn forget(&self, _req: &Request, ino: INodeNo, lookups: u64) {
-        let _turn = self.spin.turn();
+        let _away = self.spin.away();
         self.on_forget(ino, lookups);
     }
     fn mknod(

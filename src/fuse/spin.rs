@@ -49,10 +49,16 @@ pub(super) struct Spin {
     aside: Aside,
 }
 
+/// A thread does not read.
+#[derive(Debug)]
+pub(super) struct Away<'a>(&'a AtomicUsize);
+
 /// A request is being answered; looks for the next one when it is dropped.
 #[derive(Debug)]
 pub(super) struct Turn<'a> {
     spin: &'a Spin,
+    // Dropped after the look.
+    _away: Away<'a>,
     began: u64,
     quick: bool,
 }
@@ -75,14 +81,22 @@ impl Spin {
 
     /// A request has come.
     pub(super) fn turn(&self) -> Turn<'_> {
-        self.away.fetch_add(1, Ordering::Relaxed);
+        let away = self.away();
         let began = self.now();
         let gap = began.saturating_sub(self.answered.load(Ordering::Relaxed));
         Turn {
             spin: self,
+            _away: away,
             began,
             quick: gap < nanoseconds(WINDOW),
         }
+    }
+
+    /// What nobody waits for has come, perhaps much of it at once (FORGET): no program has its next
+    /// request ready when it is done.
+    pub(super) fn away(&self) -> Away<'_> {
+        self.away.fetch_add(1, Ordering::Relaxed);
+        Away(&self.away)
     }
 
     fn now(&self) -> u64 {
@@ -150,7 +164,12 @@ impl Drop for Turn<'_> {
                 self.spin.wait(device);
             }
         }
-        self.spin.away.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Away<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -181,6 +200,17 @@ mod tests {
         drop(turn);
         assert!(!spin.looking.load(Ordering::Relaxed));
         assert!(spin.answered.load(Ordering::Relaxed) < u64::MAX);
+    }
+
+    #[test]
+    fn what_nobody_waits_for_is_no_request() {
+        let (reader, _writer) = rustix::pipe::pipe().unwrap();
+        let spin = Spin::new(&reader, 2, KeepAwake::Never).unwrap();
+        let chore = spin.away();
+        assert_eq!(spin.away.load(Ordering::Relaxed), 1);
+        drop(chore);
+        assert_eq!(spin.away.load(Ordering::Relaxed), 0);
+        assert_eq!(spin.answered.load(Ordering::Relaxed), 0);
     }
 
     #[test]
