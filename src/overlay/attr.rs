@@ -15,6 +15,7 @@ use super::room::Orphan;
 use super::{Handle, Ino, Overlay, ROOT_INO, Result, SetAttr, StatFs, Target};
 use crate::inode::{Attr, Kind};
 use crate::lower::Nid;
+use crate::sys::asker::PRIVILEGES;
 use crate::sys::fs::{self, Stat};
 use crate::upper::markers::NULL_DEVICE;
 
@@ -144,7 +145,8 @@ impl Overlay {
         let neither = *set == nothing;
         if set.uid.is_some() || set.gid.is_some() || neither {
             let before = fs::fstat(fd).doing("reading attributes")?.attr;
-            if neither && set.asker.is_some_and(|asker| !asker.owns(before.uid)) {
+            let privileged = node.kind != Kind::Dir && before.perm & PRIVILEGES != 0;
+            if neither && privileged && set.asker.is_some_and(|asker| !asker.owns(before.uid)) {
                 // Whether somebody writes to the file, whose privileges go with what is written,
                 // or calls chown(2), which must not take them, is not told.
                 return Ok(());

@@ -357,3 +357,24 @@ fn what_is_asked_before_each_write_is_read_once() {
     assert_eq!(errno(f.fs.getxattr(ino, b"user.x")), libc::EIO);
     assert!(faults::end());
 }
+
+#[test]
+fn chown_of_neither_moves_ctime_whoever_calls() {
+    let f = Fixture::new();
+    let ino = f.ino("big");
+    let of = |uid| SetAttr {
+        asker: Some(Asker {
+            uid,
+            gid: uid,
+            pid: 0,
+        }),
+        ..SetAttr::default()
+    };
+    let mut last = f.fs.setattr(ino, None, &of(me().uid)).unwrap().ctime;
+    for _ in 0..2 {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        let ctime = f.fs.setattr(ino, None, &of(12_345)).unwrap().ctime;
+        assert!(ctime > last, "{ctime:?}");
+        last = ctime;
+    }
+}
