@@ -198,39 +198,6 @@ fn held(mount: &Mount<'_>) -> (usize, u64) {
     )
 }
 
-/// The kernel drops all that it knows while the server is held up, and tells it of that at once.
-#[test]
-fn forgetting_much_at_once_takes_no_time() {
-    if !can_mount() {
-        return;
-    }
-    let sandbox = Sandbox::new();
-    let plain = sandbox.dir("plain");
-    for i in 0..40_000 {
-        File::create(plain.join(format!("{i}"))).unwrap();
-    }
-    let tar = sandbox.at("image.tar");
-    pack(&plain, &tar, &[]);
-    let mount = sandbox.mount("mount", &tar, &["--read-only"]);
-    ok(
-        "find",
-        [mount.path().as_os_str(), "-size".as_ref(), "+9".as_ref()],
-    );
-    let server = rustix::process::Pid::from_raw(mount.server() as i32).unwrap();
-    let signal = |signal| rustix::process::kill_process(server, signal).unwrap();
-    signal(rustix::process::Signal::STOP);
-    let dropped = fs::write("/proc/sys/vm/drop_caches", "2");
-    signal(rustix::process::Signal::CONT);
-    dropped.unwrap();
-    let start = Instant::now();
-    mount.unmount();
-    let took = start.elapsed();
-    assert!(
-        took < Duration::from_secs(10),
-        "{took:?} until the server had heard of it all"
-    );
-}
-
 #[test]
 fn the_load() {
     if let Ok(args) = std::env::var("TARNFS_LOAD_WORKER") {

@@ -46,6 +46,9 @@ impl Adapter {
                 })
                 .map_err(errno)
         });
+        if taken == 0 && answer.is_ok() {
+            self.listed_all(nodeid, offset);
+        }
         match listed(answer, taken) {
             Ok(()) => reply.ok(),
             Err(errno) => reply.error(errno),
@@ -83,9 +86,32 @@ impl Adapter {
                 .map_err(errno)?;
             failed
         });
+        if taken == 0 && answer.is_ok() {
+            self.listed_all(nodeid, offset);
+        }
         match listed(answer, taken) {
             Ok(()) => reply.ok(),
             Err(errno) => reply.error(errno),
+        }
+    }
+
+    /// A listing is about to end at `offset`: from then on the kernel answers from its copy, also
+    /// somebody who is under way with positions of before a change. It does not find those, and
+    /// asks the server, unless the copy ends with a page that is full to the last byte: that it
+    /// takes for the end of the listing (fs/fuse/readdir.c:fuse_readdir_cached(), after "skip to
+    /// next page"). So such a copy must not stay whole: where a page is missing it asks.
+    fn listed_all(&self, nodeid: INodeNo, offset: u64) {
+        let all = guarded("readdir", || {
+            let mut copy = Copy::new(rustix::param::page_size());
+            let unchanged = self
+                .overlay
+                .list_again(self.ino(nodeid), offset, &mut |name| copy.add(name.len()))
+                .map_err(errno)?;
+            // Of what has changed meanwhile nobody knows how long the copy is; it is of no use.
+            Ok(unchanged && !copy.is_full())
+        });
+        if all != Ok(true) {
+            self.opens.drop_pages(nodeid);
         }
     }
 
@@ -105,6 +131,35 @@ impl Adapter {
             }),
             reply,
         );
+    }
+}
+
+/// How the kernel keeps a listing, in pages (fs/fuse/readdir.c:fuse_add_dirent_to_cache()).
+#[derive(Debug)]
+struct Copy {
+    page: usize,
+    size: usize,
+}
+
+impl Copy {
+    /// `FUSE_NAME_OFFSET` and `FUSE_DIRENT_ALIGN` of include/uapi/linux/fuse.h.
+    const HEAD: usize = 24;
+    const ALIGN: usize = 8;
+
+    fn new(page: usize) -> Self {
+        Self { page, size: 0 }
+    }
+
+    fn add(&mut self, name: usize) {
+        let entry = (Self::HEAD + name).next_multiple_of(Self::ALIGN);
+        if self.size % self.page + entry > self.page {
+            self.size = self.size.next_multiple_of(self.page);
+        }
+        self.size += entry;
+    }
+
+    fn is_full(&self) -> bool {
+        self.size > 0 && self.size.is_multiple_of(self.page)
     }
 }
 
@@ -150,6 +205,23 @@ mod tests {
         for name in [&b"..."[..], b"x", b""] {
             assert_eq!(dots(&entry(name)).map(|_| ()), Err(Errno::EIO));
         }
+    }
+
+    #[test]
+    fn a_copy_fills_pages() {
+        let of = |names: &[usize]| {
+            let mut copy = Copy::new(4096);
+            names.iter().for_each(|&name| copy.add(name));
+            (copy.size, copy.is_full())
+        };
+        assert_eq!(of(&[]), (0, false));
+        assert_eq!(of(&[1, 2]), (64, false));
+        // 126 names of 8 bytes, and the dots.
+        let all = [&[1, 2][..], &[8; 126]].concat();
+        assert_eq!(of(&all), (4096, true));
+        assert_eq!(of(&all[1..]), (4064, false));
+        // The last one goes to the next page, as a whole.
+        assert_eq!(of(&[&all[1..], &[9]].concat()), (4096 + 40, false));
     }
 
     #[test]

@@ -104,6 +104,33 @@ impl Overlay {
         self.read_listing(dir, offset, true, each)
     }
 
+    /// Calls `each` for the names of the directory in the order that a listing which ended at
+    /// `position` had them; nothing for a directory of the image alone, whose positions are for
+    /// ever. False where the directory has changed since that listing began.
+    ///
+    /// # Errors
+    /// ENOTDIR, ESTALE, EIO.
+    pub fn list_again(&self, dir: Ino, position: u64, each: &mut dyn FnMut(&[u8])) -> Result<bool> {
+        let Target::Upper(node) = self.directory(dir)? else {
+            return Ok(true);
+        };
+        let listing = self.listing_of(&node)?;
+        let (state, changes) = {
+            let told = lock(&node.dir.told);
+            (u64::from(told.state) << STATE_SHIFT, told.changes)
+        };
+        if state != position & STATE || changes != node.dir.changes() {
+            return Ok(false);
+        }
+        for name in [&b"."[..], b".."] {
+            each(name);
+        }
+        for entry in listing.behind(DOTS) {
+            each(entry.name.as_bytes());
+        }
+        Ok(listing.is_current(&node))
+    }
+
     /// fsync(2) of a directory.
     ///
     /// # Errors

@@ -88,7 +88,13 @@ impl Overlay {
             return Ok(listing);
         }
         let listing = Arc::new(self.merge(node)?);
-        *lock(&node.dir.listing) = Arc::downgrade(&listing);
+        let mut known = lock(&node.dir.listing);
+        // Another may have made one meanwhile, after a change that this one was made before.
+        let newer = known.upgrade().filter(current);
+        if newer.is_none() || current(&listing) {
+            *known = Arc::downgrade(&listing);
+        }
+        drop(known);
         Ok(listing)
     }
 
