@@ -382,6 +382,31 @@ fn regression_work_is_the_servers_alone() {
     ok(&bench.umount(&[]));
 }
 
+/// `ulimit -n`, however small: it works, or one line says why not.
+#[test]
+fn regression_few_descriptors_are_no_panic() {
+    if !can_mount() {
+        return;
+    }
+    for most in 4..20 {
+        let bench = Bench::new();
+        let mut limited = Command::new("sh");
+        limited
+            .args(["-ec", &format!("ulimit -n {most}; exec \"$@\""), "sh"])
+            .args([TARNFS, "mount", "--upper", "upper", "image.tar", "mnt"])
+            .env("TARNFS_STORE", bench.path("store"))
+            .current_dir(bench.dir.path());
+        let done = limited.output().unwrap();
+        let said = String::from_utf8_lossy(&done.stderr);
+        assert!(!said.contains("panicked"), "{most}: {said}");
+        if done.status.success() {
+            ok(&bench.umount(&[]));
+        } else {
+            assert!(said.contains("Too many open files"), "{most}: {said}");
+        }
+    }
+}
+
 /// `ulimit -f` of who started the server: a larger file is refused to its writer, and the server
 /// goes on.
 #[test]

@@ -1,6 +1,7 @@
 //! The signals that ask a server to end.
 
 use std::io;
+use std::os::unix::net::UnixStream;
 
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -26,6 +27,13 @@ impl Signals {
     /// # Errors
     /// The system's.
     pub fn install() -> io::Result<Self> {
+        // tokio needs a pair of sockets and some descriptors more, and panics where it has none.
+        let room = [
+            UnixStream::pair()?,
+            UnixStream::pair()?,
+            UnixStream::pair()?,
+        ];
+        drop(room);
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
