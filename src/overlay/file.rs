@@ -403,12 +403,23 @@ impl Overlay {
         len: usize,
     ) -> Result<usize> {
         let out = self.writing(to)?;
-        match self.backing(&*self.file(from)?)? {
+        let source = self.file(from)?;
+        match self.backing(&source)? {
             Backing::Upper(fd, _) => {
                 fs::copy_range(fd.as_fd(), from_offset, out.as_fd(), to_offset, len)
                     .doing("copying")
             }
             Backing::Lower(nid) => {
+                // To the kernel a descriptor of the image's bytes is of another file.
+                if source.ino == self.file(to)?.ino {
+                    let left = self.lower.attr(nid)?.size.saturating_sub(from_offset);
+                    let len = u64::try_from(len).unwrap_or(u64::MAX).min(left);
+                    if to_offset.saturating_add(len) > from_offset
+                        && to_offset < from_offset.saturating_add(len)
+                    {
+                        return refuse(Errno::INVAL);
+                    }
+                }
                 let mut buf = vec![0_u8; len.min(COPY_MAX)];
                 let got = self.lower.read(nid, from_offset, &mut buf)?;
                 let data = buf.get(..got).unwrap_or_default();

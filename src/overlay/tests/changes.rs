@@ -136,6 +136,26 @@ fn default_acls_are_inherited_in_place_and_through_work() {
     assert_eq!(made.perm, 0o600);
 }
 
+/// To the kernel the older descriptor is of another file, so that it does not look.
+#[test]
+fn regression_ranges_of_one_file_do_not_overlap() {
+    let f = Fixture::new();
+    let ino = f.ino("big");
+    let old = f.fs.open(ino, libc::O_RDONLY).unwrap();
+    f.fs.keep_lower(old).unwrap();
+    let new = f.fs.open(ino, libc::O_RDWR).unwrap();
+    let size = f.fs.getattr(ino, None).unwrap().size;
+    let copy = |from, to, len| f.fs.copy_file_range(old, from, new, to, len);
+    for (from, to, len) in [(461, 0, 462), (0, 461, 462), (8, 8, 1)] {
+        assert_eq!(errno(copy(from, to, len)), libc::EINVAL);
+    }
+    assert_eq!(copy(461, 0, 461).unwrap(), 461);
+    // No more than there is.
+    assert_eq!(copy(size - 1, 0, 1 << 20).unwrap(), 1);
+    f.fs.release(old);
+    f.fs.release(new);
+}
+
 #[test]
 fn open_files_do_what_descriptors_do() {
     let f = Fixture::new();
