@@ -11,8 +11,9 @@
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use super::pause::Pause;
 use crate::sys::idle::{self, Idle};
 
 /// How often it is seen whether the burst goes on.
@@ -50,13 +51,12 @@ pub enum KeepAwake {
 #[derive(Debug)]
 pub(super) struct Aside {
     idle: Option<Idle>,
-    since: Instant,
     /// Requests answered so far.
     answered: AtomicU64,
     /// Those that were there at once, without one between that was not.
     at_once: AtomicU32,
-    /// Until when all threads read, in nanoseconds.
-    together_until: AtomicU64,
+    /// All threads read.
+    together: Pause,
     watched: Mutex<bool>,
     relieved: Condvar,
 }
@@ -94,10 +94,9 @@ impl Aside {
     pub(super) fn new(keep_awake: KeepAwake) -> Self {
         Self {
             idle: keep_awake.idle(),
-            since: Instant::now(),
             answered: AtomicU64::new(0),
             at_once: AtomicU32::new(0),
-            together_until: AtomicU64::new(0),
+            together: Pause::new(),
             watched: Mutex::new(false),
             relieved: Condvar::new(),
         }
@@ -107,7 +106,7 @@ impl Aside {
     pub(super) fn answered(&self, took: Duration) {
         self.answered.fetch_add(1, Ordering::Relaxed);
         if took > SLOW {
-            self.call_together();
+            self.together.begin(TOGETHER);
         }
     }
 
@@ -117,13 +116,13 @@ impl Aside {
             self.at_once.store(0, Ordering::Relaxed);
         } else if self.at_once.fetch_add(1, Ordering::Relaxed) >= FULL {
             self.at_once.store(0, Ordering::Relaxed);
-            self.call_together();
+            self.together.begin(TOGETHER);
         }
     }
 
     /// Stands aside while another thread answers a burst of requests.
     pub(super) fn stand(&self) {
-        if self.are_together() {
+        if self.together.lasts() {
             return;
         }
         let Some(watch) = self.watch() else {
@@ -134,7 +133,7 @@ impl Aside {
         loop {
             std::thread::sleep(TICK);
             let now = self.answered.load(Ordering::Relaxed);
-            if self.are_together() || now.saturating_sub(before) < BURST {
+            if self.together.lasts() || now.saturating_sub(before) < BURST {
                 break;
             }
             before = now;
@@ -161,19 +160,6 @@ impl Aside {
     fn watched(&self) -> MutexGuard<'_, bool> {
         self.watched.lock().unwrap_or_else(PoisonError::into_inner)
     }
-
-    fn call_together(&self) {
-        let until = self.now().saturating_add(nanoseconds(TOGETHER));
-        self.together_until.store(until, Ordering::Relaxed);
-    }
-
-    fn are_together(&self) -> bool {
-        self.now() < self.together_until.load(Ordering::Relaxed)
-    }
-
-    fn now(&self) -> u64 {
-        nanoseconds(self.since.elapsed())
-    }
 }
 
 impl Drop for Watch<'_> {
@@ -181,10 +167,6 @@ impl Drop for Watch<'_> {
         *self.0.watched() = false;
         self.0.relieved.notify_all();
     }
-}
-
-fn nanoseconds(time: Duration) -> u64 {
-    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
@@ -219,16 +201,16 @@ mod tests {
     fn a_slow_request_calls_all_together() {
         let aside = Aside::new(KeepAwake::Never);
         aside.answered(SLOW);
-        assert!(!aside.are_together());
-        aside.together_until.store(0, Ordering::Relaxed);
+        assert!(!aside.together.lasts());
+        aside.together.until.store(0, Ordering::Relaxed);
         aside.answered(SLOW + Duration::from_nanos(1));
-        assert!(aside.together_until.load(Ordering::Relaxed) > 0);
+        assert!(aside.together.until.load(Ordering::Relaxed) > 0);
     }
 
     #[test]
     fn so_do_more_requests_than_one_can_answer() {
         let aside = Aside::new(KeepAwake::Never);
-        let called = || aside.together_until.load(Ordering::Relaxed) > 0;
+        let called = || aside.together.until.load(Ordering::Relaxed) > 0;
         for _ in 0..10 {
             for _ in 0..FULL {
                 aside.found(true);
@@ -245,7 +227,7 @@ mod tests {
     #[test]
     fn together_nobody_stands_aside() {
         let aside = Aside::new(KeepAwake::Never);
-        aside.together_until.store(u64::MAX, Ordering::Relaxed);
+        aside.together.until.store(u64::MAX, Ordering::Relaxed);
         let watch = aside.watch().unwrap();
         // Else it waited for ever.
         aside.stand();

@@ -46,10 +46,7 @@ impl Adapter {
                 })
                 .map_err(errno)
         });
-        if taken == 0 && answer.is_ok() {
-            self.listed_all(nodeid, offset);
-        }
-        match listed(answer, taken) {
+        match self.listed(nodeid, offset, answer, taken) {
             Ok(()) => reply.ok(),
             Err(errno) => reply.error(errno),
         }
@@ -86,13 +83,18 @@ impl Adapter {
                 .map_err(errno)?;
             failed
         });
-        if taken == 0 && answer.is_ok() {
-            self.listed_all(nodeid, offset);
-        }
-        match listed(answer, taken) {
+        match self.listed(nodeid, offset, answer, taken) {
             Ok(()) => reply.ok(),
             Err(errno) => reply.error(errno),
         }
+    }
+
+    /// What is told of a piece of a listing, from `offset` on, of which so much was taken.
+    fn listed(&self, nodeid: INodeNo, offset: u64, answer: Answer<()>, taken: usize) -> Answer<()> {
+        if taken == 0 && answer.is_ok() {
+            self.listed_all(nodeid, offset);
+        }
+        with_taken(answer, taken)
     }
 
     /// A listing is about to end at `offset`: from then on the kernel answers from its copy, also
@@ -178,7 +180,7 @@ fn dots(e: &DirEntry<'_>) -> Answer<Shown> {
 
 /// An error behind entries that were taken is answered at the next request, which starts there:
 /// the lookups of those entries are counted already, so the kernel must see them.
-fn listed(answer: Answer<()>, taken: usize) -> Answer<()> {
+fn with_taken(answer: Answer<()>, taken: usize) -> Answer<()> {
     if taken > 0 { Ok(()) } else { answer }
 }
 
@@ -226,8 +228,8 @@ mod tests {
 
     #[test]
     fn an_error_waits_behind_entries() {
-        assert_eq!(listed(Err(Errno::EIO), 3), Ok(()));
-        assert_eq!(listed(Err(Errno::EIO), 0), Err(Errno::EIO));
-        assert_eq!(listed(Ok(()), 0), Ok(()));
+        assert_eq!(with_taken(Err(Errno::EIO), 3), Ok(()));
+        assert_eq!(with_taken(Err(Errno::EIO), 0), Err(Errno::EIO));
+        assert_eq!(with_taken(Ok(()), 0), Ok(()));
     }
 }

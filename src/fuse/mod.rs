@@ -22,6 +22,7 @@ mod files;
 mod init;
 mod kept;
 mod opens;
+mod pause;
 mod spin;
 mod unopened;
 mod xattrs;

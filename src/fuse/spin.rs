@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::aside::{Aside, KeepAwake};
+use super::pause::{Pause, nanoseconds};
 
 /// How long to look; requests that are further apart are not waited for.
 const WINDOW: Duration = Duration::from_micros(100);
@@ -43,8 +44,8 @@ pub(super) struct Spin {
     since: Instant,
     /// When the last answer was given, in nanoseconds.
     answered: AtomicU64,
-    /// When to look again at the earliest, likewise.
-    rests_until: AtomicU64,
+    /// Nobody looks.
+    rests: Pause,
     looking: AtomicBool,
     aside: Aside,
 }
@@ -73,7 +74,7 @@ impl Spin {
             away: AtomicUsize::new(0),
             since: Instant::now(),
             answered: AtomicU64::new(0),
-            rests_until: AtomicU64::new(0),
+            rests: Pause::new(),
             looking: AtomicBool::new(false),
             aside: Aside::new(keep_awake),
         })
@@ -120,10 +121,10 @@ impl Spin {
     }
 
     fn look(&self, device: &OwnedFd) {
-        let start = self.now();
-        if start < self.rests_until.load(Ordering::Relaxed) {
+        if self.rests.lasts() {
             return;
         }
+        let start = self.now();
         let mut last = start;
         let mut at_once = true;
         loop {
@@ -137,8 +138,7 @@ impl Spin {
             rustix::thread::sched_yield();
             let now = self.now();
             if now.saturating_sub(last) > nanoseconds(INTERRUPTED) {
-                let until = now.saturating_add(nanoseconds(REST));
-                self.rests_until.store(until, Ordering::Relaxed);
+                self.rests.begin(REST);
                 break;
             }
             if now.saturating_sub(start) > nanoseconds(WINDOW) {
@@ -147,10 +147,6 @@ impl Spin {
             last = now;
         }
     }
-}
-
-fn nanoseconds(time: Duration) -> u64 {
-    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 impl Drop for Turn<'_> {
@@ -233,10 +229,10 @@ mod tests {
     fn rests_where_the_cpu_is_wanted() {
         let (reader, _writer) = rustix::pipe::pipe().unwrap();
         let spin = spin(&reader);
-        spin.rests_until.store(u64::MAX, Ordering::Relaxed);
+        spin.rests.until.store(u64::MAX, Ordering::Relaxed);
         // Returns at once, and by no look.
         spin.look(&reader);
         assert!(!spin.looking.load(Ordering::Relaxed));
-        assert_eq!(spin.rests_until.load(Ordering::Relaxed), u64::MAX);
+        assert_eq!(spin.rests.until.load(Ordering::Relaxed), u64::MAX);
     }
 }

@@ -114,7 +114,6 @@ impl Overlay {
         let Target::Upper(node) = self.directory(dir)? else {
             return Ok(true);
         };
-        let listing = self.listing_of(&node)?;
         let (state, changes) = {
             let told = lock(&node.dir.told);
             (u64::from(told.state) << STATE_SHIFT, told.changes)
@@ -122,6 +121,7 @@ impl Overlay {
         if state != position & STATE || changes != node.dir.changes() {
             return Ok(false);
         }
+        let listing = self.listing_of(&node)?;
         for name in [&b"."[..], b".."] {
             each(name);
         }
