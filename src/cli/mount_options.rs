@@ -1,8 +1,10 @@
 //! The `-o` options of mount(8): from the command line, from fstab, from `mount -t fuse.tarnfs`.
 
 use std::ffi::{OsStr, OsString};
+use std::fmt::Display;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use anyhow::{Context, anyhow, bail};
 use tarnfs::mount::EngineChoice;
@@ -157,36 +159,10 @@ impl Options {
             "log_file" => self.log_file = Some(path()?),
             "fsname" => self.source = Some(path()?.into_os_string()),
             "subtype" => self.subtype = Some(text()?),
-            "max_read" => {
-                let number = text()?;
-                self.max_read = Some(
-                    number
-                        .parse()
-                        .with_context(|| format!("mount option max_read={number}"))?,
-                );
-            }
-            "readahead" => {
-                let number = text()?;
-                self.read_ahead = Some(
-                    number
-                        .parse()
-                        .with_context(|| format!("mount option readahead={number}"))?,
-                );
-            }
-            "passthrough" => {
-                let said = text()?;
-                self.passthrough = Some(
-                    said.parse()
-                        .map_err(|why| anyhow!("mount option passthrough={said}: {why}"))?,
-                );
-            }
-            "keep_awake" => {
-                let said = text()?;
-                self.keep_awake = Some(
-                    said.parse()
-                        .map_err(|why| anyhow!("mount option keep_awake={said}: {why}"))?,
-                );
-            }
+            "max_read" => self.max_read = Some(parsed(key, &text()?)?),
+            "readahead" => self.read_ahead = Some(parsed(key, &text()?)?),
+            "passthrough" => self.passthrough = Some(parsed(key, &text()?)?),
+            "keep_awake" => self.keep_awake = Some(parsed(key, &text()?)?),
             "record" => self.record = Some(path()?),
             "prefetch" => self.prefetch = Some(path()?),
             "prefetch_max" => self.prefetch_max = Some(parse_size(&text()?)?),
@@ -231,6 +207,15 @@ fn split(list: &[u8]) -> Vec<Vec<u8>> {
     items.push(item);
     items.retain(|item| !item.is_empty());
     items
+}
+
+/// The value of an option that says by itself what is wrong with it.
+fn parsed<T>(key: &str, said: &str) -> anyhow::Result<T>
+where
+    T: FromStr<Err: Display>,
+{
+    said.parse()
+        .map_err(|why| anyhow!("mount option {key}={said}: {why}"))
 }
 
 /// A number of bytes, with k, m, g or t for powers of 1024.
