@@ -5,6 +5,7 @@
 //! number and the source that it names; `tarnfs umount` removes it, and the next mount those whose
 //! mount umount(8) has taken off.
 
+use std::cell::LazyCell;
 use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::io::{self, Write};
@@ -275,13 +276,18 @@ fn sweep(dir: &Path) -> io::Result<()> {
 
 /// Takes off the pins that no mount of the kernel engine needs which can be seen.
 pub(in crate::mount) fn sweep_pins(images: &Images, dirs: &[PathBuf]) {
-    let mounts = match mounts() {
-        Ok(mounts) => mounts,
-        Err(error) => return tracing::debug!("pins stay: {error}"),
-    };
+    // Most often there is no pin, and nobody asks.
+    let seen = LazyCell::new(mounts);
     images.sweep(|image| {
+        let mounts = match &*seen {
+            Ok(mounts) => mounts,
+            Err(error) => {
+                tracing::debug!("pins stay: {error}");
+                return true;
+            }
+        };
         let mut found = dirs.iter().flat_map(|dir| all(dir));
-        found.any(|found| found.record.image.as_deref() == Some(image) && found.is_of(&mounts))
+        found.any(|found| found.record.image.as_deref() == Some(image) && found.is_of(mounts))
     });
 }
 
