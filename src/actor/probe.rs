@@ -89,7 +89,7 @@ pub fn all(store: &Path) -> (Vec<Finding>, bool) {
         mappings(),
         helper,
         open_files(),
-        idle_cpus(privileged),
+        idle_cpus(),
         overlayfs(),
         engine,
     ];
@@ -365,7 +365,7 @@ fn open_files() -> Finding {
 }
 
 /// Whether whoever waits for an answer is woken slowly.
-fn idle_cpus(privileged: bool) -> Finding {
+fn idle_cpus() -> Finding {
     let name = "idle CPUs";
     if !idle::halts_through_hypervisor() {
         return finding(
@@ -383,7 +383,7 @@ fn idle_cpus(privileged: bool) -> Finding {
             cpus,
             "kept awake while programs ask for one thing after another (mount --keep-awake)",
         ),
-        None if privileged && Idle::open().is_ok() => finding(
+        None if Idle::open().is_ok() => finding(
             name,
             State::Limited,
             cpus,
