@@ -1,12 +1,14 @@
 //! tarnfs: a copy-on-write filesystem that serves files lazily straight out of indexed,
 //! uncompressed tars. docs/ARCHITECTURE.md holds the map.
 
+pub mod digest;
 pub mod inode;
 pub mod name;
 
 pub mod sys;
 
 pub mod actor;
+pub mod compress;
 pub mod erofs;
 pub mod fuse;
 pub mod index;
@@ -14,6 +16,7 @@ pub mod lower;
 pub mod mount;
 pub mod overlay;
 pub mod prefetch;
+pub mod source;
 pub mod store;
 pub mod tar;
 pub mod upper;

@@ -1,0 +1,1 @@
+//! Compressed bytes → bytes: gzip, zstd, xz, told by their content.
