@@ -64,7 +64,7 @@ pub(crate) fn run(global: &Global, args: Args) -> anyhow::Result<ExitCode> {
         );
     }
     let image = image::image(global, &args.tar)?;
-    let side = image.blobs().into_iter().nth(1).map(|blob| blob.path);
+    let side = image.blobs().get(1).map(|blob| blob.path.clone());
     show(
         &args,
         start,

@@ -6,12 +6,13 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use indicatif::HumanBytes;
 use serde_json::{Map, Value, json};
+use tarnfs::digest::Digest;
 use tarnfs::inode::{Attr, Kind};
 use tarnfs::lower::{Lower, Nid, Step};
-use tarnfs::store::Image;
+use tarnfs::store::{Image, ImageJson, Source};
 
 use super::{Global, image, print};
 
@@ -121,24 +122,16 @@ impl Found {
 }
 
 struct Digests {
-    blob: String,
-    index: String,
+    image: Digest,
+    index: Digest,
 }
 
 fn digests(image: &Image) -> anyhow::Result<Digests> {
     let mut bar = image::Bar::new("hashing");
-    let index = image.index_digest(&mut |p| bar.on(p))?;
-    if index != image.record().index.sha256 {
-        bail!(
-            "{}: damaged: its sha256 is {index}, it was published with {}; remove {} to have it \
-             made again",
-            image.index_path().display(),
-            image.record().index.sha256,
-            image.dir().display()
-        );
-    }
-    let blob = image.blob_digest(&mut |p| bar.on(p))?;
-    Ok(Digests { blob, index })
+    image.check_index(&mut |p| bar.on(p))?;
+    let index = image.record().index.digest;
+    let image = image.digest(&mut |p| bar.on(p))?;
+    Ok(Digests { image, index })
 }
 
 pub(crate) fn run(global: &Global, args: Args) -> anyhow::Result<ExitCode> {
@@ -184,10 +177,13 @@ fn object(
         list.into_iter().map(of).collect()
     };
     let stats = lower.stats();
+    let record = image.record();
     let mut blob = Map::new();
-    print::put_bytes(&mut blob, "path", image.tar_path().as_os_str().as_bytes());
-    blob.insert("bytes".into(), image.record().source.identity.size.into());
-    blob.insert("sha256".into(), digests.map(|d| d.blob.as_str()).into());
+    if let (Some(tar), Source::Tar { identity, .. }) = (image.tar_path(), &record.source) {
+        print::put_bytes(&mut blob, "path", tar.as_os_str().as_bytes());
+        blob.insert("bytes".into(), identity.size.into());
+        blob.insert("sha256".into(), digests.map(|d| d.image.hex()).into());
+    }
     let mut index = Map::new();
     print::put_bytes(
         &mut index,
@@ -195,9 +191,18 @@ fn object(
         image.index_path().as_os_str().as_bytes(),
     );
     index.insert("bytes".into(), stats.index_len.into());
-    index.insert("sha256".into(), digests.map(|d| d.index.as_str()).into());
+    index.insert("sha256".into(), digests.map(|d| d.index.hex()).into());
     let mut object = Map::new();
-    object.insert("blob".into(), blob.into());
+    if let Source::Import { from } = &record.source {
+        object.insert("digest".into(), json!(record.digest));
+        object.insert("aliases".into(), json!(record.aliases));
+        object.insert("from".into(), json!(from));
+        object.insert("created".into(), record.created.into());
+        object.insert("config".into(), json!(record.config));
+        object.insert("layers".into(), json!(record.layers));
+    } else {
+        object.insert("blob".into(), blob.into());
+    }
     object.insert("index".into(), index.into());
     object.insert("blobs".into(), lower.blobs().len().into());
     object.insert("names".into(), found.names.into());
@@ -226,6 +231,28 @@ fn object(
     object
 }
 
+/// What is told of an image whose layers are in the store.
+fn imported(record: &ImageJson, out: &mut dyn Write) -> std::io::Result<()> {
+    let texts = record.digest.iter().chain(&record.aliases);
+    for (i, digest) in texts.enumerate() {
+        let title = if i == 0 { "image" } else { "" };
+        writeln!(out, "{title:<11} {digest}")?;
+    }
+    if let Source::Import { from } = &record.source {
+        writeln!(out, "from        {}", print::escape(from.as_bytes()))?;
+    }
+    for (i, layer) in record.layers.iter().enumerate() {
+        let title = if i == 0 { "layers" } else { "" };
+        writeln!(
+            out,
+            "{title:<11} {}  {}",
+            layer.diff_id,
+            HumanBytes(layer.len)
+        )?;
+    }
+    Ok(())
+}
+
 fn text(
     args: &Args,
     image: &Image,
@@ -235,19 +262,21 @@ fn text(
     out: &mut dyn Write,
 ) -> anyhow::Result<()> {
     let path = |path: &std::path::Path| print::escape(path.as_os_str().as_bytes());
-    writeln!(out, "tar         {}", path(image.tar_path()))?;
-    writeln!(
-        out,
-        "            {}",
-        HumanBytes(image.record().source.identity.size)
-    )?;
-    if let Some(digests) = digests {
-        writeln!(out, "            sha256:{}", digests.blob)?;
+    let record = image.record();
+    match (image.tar_path(), &record.source) {
+        (Some(tar), Source::Tar { identity, .. }) => {
+            writeln!(out, "tar         {}", path(tar))?;
+            writeln!(out, "            {}", HumanBytes(identity.size))?;
+            if let Some(digests) = digests {
+                writeln!(out, "            {}", digests.image)?;
+            }
+        }
+        _ => imported(record, out)?,
     }
     writeln!(out, "index       {}", path(&image.index_path()))?;
     writeln!(out, "            {}", HumanBytes(lower.stats().index_len))?;
     if let Some(digests) = digests {
-        writeln!(out, "            sha256:{}", digests.index)?;
+        writeln!(out, "            {}", digests.index)?;
     }
     writeln!(out, "names       {}", found.names)?;
     for (kind, count) in &found.kinds {

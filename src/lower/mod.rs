@@ -27,6 +27,7 @@ pub use resolve::{MAX_LINKS, ResolveError, Resolved};
 pub use walk::{Step, Walked};
 pub use warm::{Touch, Watch};
 
+use std::any::Any;
 use std::fs::File;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -184,6 +185,8 @@ pub struct Lower {
     native: OnceLock<NativeRoot>,
     /// Who is told what is read.
     watch: Option<Arc<Watch>>,
+    /// What lives as long as the image is open: [`Self::keep`].
+    kept: Option<Arc<dyn Any + Send + Sync>>,
 }
 
 impl Lower {
@@ -249,7 +252,13 @@ impl Lower {
             last_dir: Mutex::new(None),
             native: OnceLock::new(),
             watch: None,
+            kept: None,
         })
+    }
+
+    /// Has `what` live as long as the image is open, as its owner's right to count on its files.
+    pub fn keep(&mut self, what: Arc<dyn Any + Send + Sync>) {
+        self.kept = Some(what);
     }
 
     /// Takes the index's pages that were looked at out of this process. The kernel keeps them for

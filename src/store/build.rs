@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -12,10 +12,10 @@ use crate::erofs::writer::WriteError;
 use crate::index::{self, IndexError};
 use crate::sys::map::Map;
 
-use super::image::{
-    BlobRecord, Counts, FORMAT, INDEX, ImageJson, IndexRecord, RECORD, SIDE, Source,
-};
-use super::{OnProgress, Progress, StoreError, TarFile, digest, publish};
+use super::layout::{FORMAT, INDEX, RECORD, SIDE, USED};
+use super::record::{BlobPlace, BlobRecord, Counts, ImageJson, IndexRecord, Source};
+use super::tar::TarFile;
+use super::{OnProgress, Progress, StoreError, hash, publish};
 
 /// Makes the index of a tar in the two files; says what is in it.
 pub(super) type Builder<'b> =
@@ -65,44 +65,60 @@ pub(super) fn entry(
     tar.check()?;
     let fail = |e| StoreError::write(store, temp, e);
     let mut blobs = vec![BlobRecord {
-        file: None,
+        place: BlobPlace::Tar,
         len: tar.identity.size,
-        mtime: tar.identity.mtime,
     }];
     match fs::metadata(&side) {
         Ok(metadata) => blobs.push(BlobRecord {
-            file: Some(SIDE.to_owned()),
+            place: BlobPlace::Side,
             len: metadata.len(),
-            mtime: (metadata.mtime(), metadata.mtime_nsec()),
         }),
         Err(e) if e.kind() == io::ErrorKind::NotFound => {}
         Err(e) => return Err(fail(e)),
     }
-    let file = File::open(&index).map_err(fail)?;
     let record = ImageJson {
         format: FORMAT,
         tarnfs: env!("CARGO_PKG_VERSION").to_owned(),
-        built: SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |t| t.as_secs()),
-        source: Source {
+        digest: None,
+        aliases: Vec::new(),
+        created: now(),
+        source: Source::Tar {
             path: tar.path.to_string_lossy().into_owned(),
             identity: tar.identity,
         },
+        config: None,
+        layers: Vec::new(),
         counts,
-        index: IndexRecord {
-            len: file.metadata().map_err(fail)?.len(),
-            sha256: digest::file(&file, &mut |_| ()).map_err(fail)?,
-        },
+        index: index_record(&index).map_err(fail)?,
         blobs,
     };
-    let mut json = serde_json::to_vec_pretty(&record).map_err(|e| fail(e.into()))?;
-    json.push(b'\n');
-    let mut out = create(&temp.join(RECORD)).map_err(fail)?;
-    out.write_all(&json).map_err(fail)
+    write_records(temp, &record).map_err(fail)
 }
 
-fn create(path: &Path) -> io::Result<File> {
+/// Seconds since the epoch.
+pub(super) fn now() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |t| t.as_secs())
+}
+
+/// What is recorded of the finished index.
+pub(super) fn index_record(index: &Path) -> io::Result<IndexRecord> {
+    let file = File::open(index)?;
+    Ok(IndexRecord {
+        len: file.metadata()?.len(),
+        digest: hash::file(&file, &mut |_| ())?,
+    })
+}
+
+/// Writes what stands beside the index in an entry.
+pub(super) fn write_records(temp: &Path, record: &ImageJson) -> io::Result<()> {
+    create(&temp.join(USED))?;
+    create(&temp.join(RECORD))?.write_all(&record.bytes()?)
+}
+
+/// A new file for its owner alone.
+pub(super) fn create(path: &Path) -> io::Result<File> {
     File::options()
         .read(true)
         .write(true)
@@ -200,20 +216,18 @@ pub(super) fn build(
         IndexError::Side { source, .. } => write(out.side, source),
         error => StoreError::Build(Box::new(error)),
     })?;
-    counts(&index, out)
+    counts(&index).map_err(|source| StoreError::Io {
+        path: out.index.to_owned(),
+        source,
+    })
 }
 
 /// What the index that was just written says it holds.
-fn counts(index: &File, out: &Outputs<'_>) -> Result<Counts, StoreError> {
-    let fail = |source| StoreError::Io {
-        path: out.index.to_owned(),
-        source,
-    };
-    let map = Map::of(index).map_err(fail)?;
-    let footer = Reader::new(Bytes::Mapped(map))
+pub(super) fn counts(index: &File) -> io::Result<Counts> {
+    let footer = Reader::new(Bytes::Mapped(Map::of(index)?))
         .and_then(|reader| reader.footer())
-        .map_err(|e| fail(io::Error::other(e)))?
-        .ok_or_else(|| fail(io::Error::other("the index has no footer")))?;
+        .map_err(io::Error::other)?
+        .ok_or_else(|| io::Error::other("the index has no footer"))?;
     Ok(Counts {
         inodes: footer.inodes,
         entries: footer.dirents,

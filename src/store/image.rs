@@ -1,183 +1,110 @@
-//! An image of the store: its files, and the record of what the index cannot hold.
+//! An image of the store that is ready to be opened.
 
-use std::fs::{self, File, Metadata};
-use std::os::unix::fs::MetadataExt;
+use std::fs::{self, File};
+use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
-
-use crate::inode::Time;
+use super::hold::Hold;
+use super::layout::{BLOB_DIGEST, CONFIG, INDEX, Layout, SIDE};
+use super::record::{BlobPlace, ImageJson, Source};
+use super::tar::TarFile;
+use super::{OnProgress, StoreError, hash, publish};
+use crate::digest::Digest;
 use crate::lower::{BlobFile, FileIdentity, Lower, OpenError};
 
-use super::digest::{self, hex};
-use super::{OnProgress, StoreError, TarFile, publish};
-
-/// Version of the layout of an entry and of image.json. An entry of another one is made anew.
-pub(super) const FORMAT: u32 = 1;
-/// The index.
-pub(super) const INDEX: &str = "index.erofs";
-/// Sparse files that the tar's blocks cannot serve.
-pub(super) const SIDE: &str = "side.blob";
-/// The record.
-pub(super) const RECORD: &str = "image.json";
-/// The tar's digest.
-const BLOB_DIGEST: &str = "blob.sha256";
-/// image.json is a few hundred bytes; more is not ours.
-const RECORD_MAX: u64 = 1 << 20;
-
-/// What tells one state of a local file from every other.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TarIdentity {
-    /// `st_dev`.
-    pub dev: u64,
-    /// `st_ino`.
-    pub ino: u64,
-    /// Length in bytes.
-    pub size: u64,
-    /// Time of the last change of the content: seconds, nanoseconds.
-    pub mtime: (i64, i64),
-    /// Time of the last change of the inode: seconds, nanoseconds.
-    pub ctime: (i64, i64),
-}
-
-impl TarIdentity {
-    /// The identity in `metadata`.
-    #[must_use]
-    pub fn of(metadata: &Metadata) -> Self {
-        Self {
-            dev: metadata.dev(),
-            ino: metadata.ino(),
-            size: metadata.len(),
-            mtime: (metadata.mtime(), metadata.mtime_nsec()),
-            ctime: (metadata.ctime(), metadata.ctime_nsec()),
-        }
-    }
-
-    /// The name of the store's entry: SHA-256 over the numbers, in hex.
-    #[must_use]
-    pub fn key(&self) -> String {
-        let mut hash = Sha256::new();
-        hash.update(b"tarnfs tar identity 1\0");
-        for n in [self.dev, self.ino, self.size] {
-            hash.update(n.to_le_bytes());
-        }
-        for n in [self.mtime.0, self.mtime.1, self.ctime.0, self.ctime.1] {
-            hash.update(n.to_le_bytes());
-        }
-        hex(&hash.finalize())
-    }
-
-    /// What a reader of the tar holds it to.
-    fn file(&self) -> FileIdentity {
-        FileIdentity {
-            len: self.size,
-            mtime: Time {
-                sec: self.mtime.0,
-                nsec: u32::try_from(self.mtime.1).unwrap_or_default(),
-            },
-            dev_ino: Some((self.dev, self.ino)),
-        }
-    }
-}
-
-/// Where an image came from.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Source {
-    /// The tar's path when it was indexed (told only; bytes that are not UTF-8 are replaced).
-    pub path: String,
-    /// The tar's identity.
-    pub identity: TarIdentity,
-}
-
-/// What an image holds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
-pub struct Counts {
-    /// Inodes.
-    pub inodes: u64,
-    /// Names.
-    pub entries: u64,
-    /// Bytes of all regular files, each inode once.
-    pub file_bytes: u64,
-}
-
-/// The index of an image.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct IndexRecord {
-    /// Length in bytes.
-    pub len: u64,
-    /// SHA-256 in hex.
-    pub sha256: String,
-}
-
-/// A blob of an image, in the order of the index's device table.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct BlobRecord {
-    /// Its file in the entry; `None`: the tar itself.
-    pub file: Option<String>,
-    /// Length in bytes.
-    pub len: u64,
-    /// Time of its last change: seconds, nanoseconds.
-    pub mtime: (i64, i64),
-}
-
-/// image.json.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ImageJson {
-    /// Version of this record and of the entry.
-    pub format: u32,
-    /// The tarnfs that made it.
-    pub tarnfs: String,
-    /// Seconds since the epoch when it was made.
-    pub built: u64,
-    /// Where it came from.
-    pub source: Source,
-    /// What it holds.
-    pub counts: Counts,
-    /// The index.
-    pub index: IndexRecord,
-    /// The blobs.
-    pub blobs: Vec<BlobRecord>,
-}
-
-/// An image that is ready to be opened.
+/// An image that is ready to be opened. As long as it lives, and any [`Lower`] of it, nobody
+/// removes it from the store.
 #[derive(Debug, Clone)]
 pub struct Image {
     dir: PathBuf,
-    tar: PathBuf,
     record: ImageJson,
+    blobs: Vec<BlobFile>,
+    hold: Arc<Hold>,
     pub(super) fresh: bool,
 }
 
 impl Image {
     /// The image in directory `entry` for `tar`; `None` when there is none, or one that is
     /// damaged, of another version, or of another state of the tar.
-    pub(super) fn load(entry: &Path, tar: &TarFile) -> Option<Self> {
-        let path = entry.join(RECORD);
-        if fs::metadata(&path).ok()?.len() > RECORD_MAX {
-            return None;
-        }
-        let record: ImageJson = serde_json::from_slice(&fs::read(&path).ok()?).ok()?;
-        if record.format != FORMAT || record.source.identity != tar.identity {
-            return None;
+    pub(super) fn of_tar(entry: &Path, tar: &TarFile) -> Option<Self> {
+        let hold = Hold::take(entry).ok()??;
+        let record = ImageJson::read(entry)?;
+        match &record.source {
+            Source::Tar { identity, .. } if *identity == tar.identity => {}
+            _ => return None,
         }
         if fs::metadata(entry.join(INDEX)).ok()?.len() != record.index.len {
             return None;
         }
-        let files = record.blobs.iter().filter_map(|blob| blob.file.as_deref());
-        // One name is known; any other could lead out of the entry.
-        if files.into_iter().any(|file| file != SIDE) {
-            return None;
-        }
+        let blobs = record.blobs.iter().map(|blob| match blob.place {
+            BlobPlace::Tar => Some(BlobFile {
+                path: tar.path.clone(),
+                identity: tar.identity.file(),
+            }),
+            BlobPlace::Side => blob_file(entry.join(SIDE), blob.len).ok(),
+            BlobPlace::Layer(_) => None,
+        });
         let image = Self {
             dir: entry.to_owned(),
-            tar: tar.path.clone(),
+            blobs: blobs.collect::<Option<_>>()?,
             record,
+            hold: Arc::new(hold),
             fresh: false,
         };
         // Superblock, device table and footer are checked, and the blobs' identities.
         image.lower().ok()?;
+        image.hold.touch();
         Some(image)
+    }
+
+    /// The image `digest`, an own digest or an alias; `None` when there is none of this version.
+    ///
+    /// # Errors
+    /// [`StoreError::Layer`], [`StoreError::Index`] where a part of it is missing or short.
+    pub(super) fn of_digest(layout: &Layout, digest: &Digest) -> Result<Option<Self>, StoreError> {
+        let Some(own) = own_digest(layout, digest) else {
+            return Ok(None);
+        };
+        let entry = layout.image(&own);
+        let Some(hold) = Hold::take(&entry).map_err(StoreError::io(&entry))? else {
+            return Ok(None);
+        };
+        let Some(record) = ImageJson::read(&entry) else {
+            return Ok(None);
+        };
+        let index = |what: String| StoreError::Index { image: own, what };
+        match fs::metadata(entry.join(INDEX)) {
+            Ok(found) if found.len() == record.index.len => {}
+            Ok(found) => return Err(index(wrong_len(found.len(), record.index.len))),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                return Err(index("is missing".to_owned()));
+            }
+            Err(e) => return Err(StoreError::io(&entry.join(INDEX))(e)),
+        }
+        // All layers, also those of which the index needs nothing: the image is whole or it is not.
+        for layer in &record.layers {
+            blob_file(layout.blob(&layer.diff_id), layer.len)
+                .map_err(|e| e.of_layer(own, layer.diff_id))?;
+        }
+        let blob = |(place, len): (&BlobPlace, u64)| match place {
+            BlobPlace::Layer(diff_id) => {
+                blob_file(layout.blob(diff_id), len).map_err(|e| e.of_layer(own, *diff_id))
+            }
+            BlobPlace::Side => blob_file(entry.join(SIDE), len)
+                .map_err(|e| index(format!("has a side blob that {}", e.what()))),
+            BlobPlace::Tar => Err(index("is one of a local tar".to_owned())),
+        };
+        let blobs = record.blobs.iter().map(|b| blob((&b.place, b.len)));
+        let image = Self {
+            blobs: blobs.collect::<Result<_, _>>()?,
+            dir: entry,
+            record,
+            hold: Arc::new(hold),
+            fresh: false,
+        };
+        image.hold.touch();
+        Ok(Some(image))
     }
 
     /// Opens the image.
@@ -185,30 +112,15 @@ impl Image {
     /// # Errors
     /// [`OpenError`]: the index or a blob was changed since.
     pub fn lower(&self) -> Result<Lower, OpenError> {
-        Lower::open(&self.index_path(), self.blobs())
+        let mut lower = Lower::open(&self.index_path(), self.blobs.clone())?;
+        lower.keep(self.hold.clone());
+        Ok(lower)
     }
 
     /// The blobs, in the order of the index's device table.
     #[must_use]
-    pub fn blobs(&self) -> Vec<BlobFile> {
-        let of = |blob: &BlobRecord| match &blob.file {
-            None => BlobFile {
-                path: self.tar.clone(),
-                identity: self.record.source.identity.file(),
-            },
-            Some(file) => BlobFile {
-                path: self.dir.join(file),
-                identity: FileIdentity {
-                    len: blob.len,
-                    mtime: Time {
-                        sec: blob.mtime.0,
-                        nsec: u32::try_from(blob.mtime.1).unwrap_or_default(),
-                    },
-                    dev_ino: None,
-                },
-            },
-        };
-        self.record.blobs.iter().map(of).collect()
+    pub fn blobs(&self) -> &[BlobFile] {
+        &self.blobs
     }
 
     /// The index file.
@@ -217,10 +129,13 @@ impl Image {
         self.dir.join(INDEX)
     }
 
-    /// The tar, as an absolute path.
+    /// The local tar, as an absolute path; `None` for an image whose layers are in the store.
     #[must_use]
-    pub fn tar_path(&self) -> &Path {
-        &self.tar
+    pub fn tar_path(&self) -> Option<&Path> {
+        match (&self.record.source, self.blobs.first()) {
+            (Source::Tar { .. }, Some(tar)) => Some(&tar.path),
+            _ => None,
+        }
     }
 
     /// The directory of the image in the store.
@@ -235,32 +150,51 @@ impl Image {
         &self.record
     }
 
+    /// The configuration of the image as its makers wrote it, if it has one: JSON.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`].
+    pub fn config_json(&self) -> Result<Option<Vec<u8>>, StoreError> {
+        let path = self.dir.join(CONFIG);
+        match fs::read(&path) {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(StoreError::io(&path)(e)),
+        }
+    }
+
     /// Whether the index was made by this call, and not found in the store.
     #[must_use]
     pub fn is_fresh(&self) -> bool {
         self.fresh
     }
 
-    /// The tar's SHA-256 in hex. Reads all of it the first time; then it is remembered for this
-    /// state of the tar.
+    /// The image's own digest; of a local tar, that of the tar: reads all of it the first time;
+    /// then it is remembered for this state of the tar.
     ///
     /// # Errors
     /// [`StoreError::Tar`], [`StoreError::Changed`].
-    pub fn blob_digest(&self, progress: OnProgress<'_>) -> Result<String, StoreError> {
-        let tar = TarFile::open(&self.tar)?;
-        if tar.identity != self.record.source.identity {
+    pub fn digest(&self, progress: OnProgress<'_>) -> Result<Digest, StoreError> {
+        let path = match (self.record.digest, self.tar_path(), &self.record.source) {
+            (Some(digest), ..) => return Ok(digest),
+            (None, Some(path), Source::Tar { .. }) => path,
+            _ => return Err(StoreError::io(&self.dir)(io::ErrorKind::InvalidData.into())),
+        };
+        let tar = TarFile::open(path)?;
+        if !matches!(&self.record.source, Source::Tar { identity, .. } if *identity == tar.identity)
+        {
             return Err(StoreError::Changed {
-                path: self.tar.clone(),
+                path: path.to_owned(),
             });
         }
         let memo = self.dir.join(BLOB_DIGEST);
         if let Ok(text) = fs::read_to_string(&memo)
-            && let Some(digest) = digest::parse(text.trim_end())
+            && let Ok(digest) = text.trim_end().parse()
         {
             return Ok(digest);
         }
-        let digest = digest::file(&tar.file, progress).map_err(|source| StoreError::Tar {
-            path: self.tar.clone(),
+        let digest = hash::file(&tar.file, progress).map_err(|source| StoreError::Tar {
+            path: path.to_owned(),
             source,
         })?;
         tar.check()?;
@@ -270,17 +204,104 @@ impl Image {
         Ok(digest)
     }
 
-    /// The SHA-256 of the index as it is now, in hex. [`ImageJson::index`] has the one it was
-    /// published with.
+    /// The digest of the index as it is now. [`ImageJson::index`] has the one it was published
+    /// with.
     ///
     /// # Errors
     /// [`StoreError::Io`].
-    pub fn index_digest(&self, progress: OnProgress<'_>) -> Result<String, StoreError> {
+    pub fn index_digest(&self, progress: OnProgress<'_>) -> Result<Digest, StoreError> {
         let path = self.index_path();
-        let io = |source| StoreError::Io {
-            path: path.clone(),
-            source,
-        };
-        digest::file(&File::open(&path).map_err(io)?, progress).map_err(io)
+        let io = StoreError::io(&path);
+        hash::file(&File::open(&path).map_err(&io)?, progress).map_err(&io)
     }
+
+    /// Checks that the index's bytes are those that were published.
+    ///
+    /// # Errors
+    /// [`StoreError::Index`], [`StoreError::Io`].
+    pub fn check_index(&self, progress: OnProgress<'_>) -> Result<(), StoreError> {
+        let now = self.index_digest(progress)?;
+        let published = self.record.index.digest;
+        if now == published {
+            return Ok(());
+        }
+        let what = format!("is damaged: its digest is {now}, it was published with {published}");
+        match self.record.digest {
+            Some(image) => Err(StoreError::Index { image, what }),
+            None => Err(StoreError::Io {
+                path: self.index_path(),
+                source: io::Error::other(format!(
+                    "{what}; remove {} to have it made again",
+                    self.dir.display()
+                )),
+            }),
+        }
+    }
+}
+
+/// The image's own digest where `digest` is an alias of it; `digest` itself otherwise.
+pub(super) fn own_digest(layout: &Layout, digest: &Digest) -> Option<Digest> {
+    let path = layout.image(digest);
+    match fs::read_link(&path) {
+        // An alias is one step: it leads to a directory beside it.
+        Ok(target) => Digest::from_hex(target.to_str()?).ok(),
+        Err(_) => path.is_dir().then_some(*digest),
+    }
+}
+
+/// Why a file of an image cannot be used.
+#[derive(Debug)]
+pub(super) enum BadFile {
+    Missing,
+    Len { has: u64, wants: u64 },
+    NoFile,
+    Io(PathBuf, io::Error),
+}
+
+impl BadFile {
+    fn what(&self) -> String {
+        match self {
+            Self::Missing => "is missing".to_owned(),
+            Self::Len { has, wants } => wrong_len(*has, *wants),
+            Self::NoFile => "is not a regular file".to_owned(),
+            Self::Io(_, e) => format!("cannot be read: {e}"),
+        }
+    }
+
+    pub(super) fn of_layer(self, image: Digest, layer: Digest) -> StoreError {
+        match self {
+            Self::Io(path, source) => StoreError::Io { path, source },
+            bad => StoreError::Layer {
+                image,
+                layer,
+                what: bad.what(),
+            },
+        }
+    }
+}
+
+fn wrong_len(has: u64, wants: u64) -> String {
+    format!("has {has} bytes instead of {wants}")
+}
+
+/// The blob at `path`, which must be a regular file of `len` bytes.
+pub(super) fn blob_file(path: PathBuf, len: u64) -> Result<BlobFile, BadFile> {
+    let metadata = match fs::symlink_metadata(&path) {
+        Ok(metadata) => metadata,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(BadFile::Missing),
+        Err(e) => return Err(BadFile::Io(path, e)),
+    };
+    if !metadata.is_file() {
+        return Err(BadFile::NoFile);
+    }
+    if metadata.len() != len {
+        let has = metadata.len();
+        return Err(BadFile::Len { has, wants: len });
+    }
+    // Which file it is may change: a damaged layer is replaced by a whole one of the same bytes.
+    let identity = FileIdentity {
+        dev_ino: None,
+        ..FileIdentity::of(&metadata)
+    };
+    Ok(BlobFile { path, identity })
 }

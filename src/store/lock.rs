@@ -1,4 +1,4 @@
-//! Who makes which index: one process a key, and no leftovers of killed ones.
+//! Who makes what: one process an index or a layer, and no leftovers of killed ones.
 //!
 //! `<store>/tmp/<key>.lock` is held (flock(2), which ends with its process) by the one that makes
 //! `<store>/tmp/<key>`. Only the holder touches that directory, and only the holder removes the
@@ -6,15 +6,18 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{FlockOperation, flock};
 
+use super::hold::is_at;
 use super::publish::{remove, with_suffix};
 use super::{OnProgress, Progress, StoreError};
 
-/// The right to make one index. Ends with the value, and the unfinished directory with it.
+/// The right to make one thing. Ends with the value, and what is unfinished with it.
 #[derive(Debug)]
 pub(super) struct Lock {
     store: PathBuf,
@@ -24,7 +27,7 @@ pub(super) struct Lock {
 }
 
 impl Lock {
-    /// Waits until no other process makes the index of `key`.
+    /// Waits until no other process makes what is called `key`.
     pub(super) fn take(
         store: &Path,
         key: &str,
@@ -64,6 +67,38 @@ impl Lock {
         }
     }
 
+    /// [`Self::take`] for what nobody else can mean: a name of its own that begins with `what`.
+    pub(super) fn fresh(store: &Path, what: &str) -> Result<Self, StoreError> {
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        let n = COUNT.fetch_add(1, Ordering::Relaxed);
+        let nanos = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |t| t.as_nanos());
+        let key = format!("{what}-{}-{n}-{nanos}", std::process::id());
+        Self::take(store, &key, &mut |_| ())
+    }
+
+    /// Where what is being made may lie; goes with the lock.
+    pub(super) fn work(&self) -> &Path {
+        &self.work
+    }
+
+    /// An empty file to write to.
+    pub(super) fn fresh_file(&self) -> Result<(PathBuf, File), StoreError> {
+        let made = remove(&self.work).and_then(|()| {
+            File::options()
+                .read(true)
+                .write(true)
+                .create_new(true)
+                .mode(0o600)
+                .open(&self.work)
+        });
+        match made {
+            Ok(file) => Ok((self.work.clone(), file)),
+            Err(e) => Err(StoreError::write(&self.store, &self.work, e)),
+        }
+    }
+
     /// An empty directory to make the index in.
     pub(super) fn fresh_dir(&self) -> Result<PathBuf, StoreError> {
         remove(&self.work)
@@ -95,15 +130,6 @@ fn open(path: &Path) -> io::Result<File> {
         .truncate(false)
         .mode(0o600)
         .open(path)
-}
-
-fn is_at(file: &File, path: &Path) -> io::Result<bool> {
-    let here = file.metadata()?;
-    match fs::symlink_metadata(path) {
-        Ok(there) => Ok((here.dev(), here.ino()) == (there.dev(), there.ino())),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(e) => Err(e),
-    }
 }
 
 /// Removes the unfinished work of processes that are gone. A matter of tidiness: what fails here

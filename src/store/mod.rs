@@ -1,35 +1,64 @@
-//! The image store: where indexes (and later blobs) live, by digest or by the tar's identity.
+//! The image store: layers and indexes, by digest; of local tars the indexes alone.
 //!
 //! ```text
-//! <store>/tars/<key>/index.erofs    the index of one local tar
-//!                    side.blob      sparse files that the tar's blocks cannot serve, if any
-//!                    image.json     what EROFS cannot hold
-//!                    blob.sha256    the tar's digest, once somebody asked for it
-//! <store>/tmp/<key>, <key>.lock     an index in the making, and who makes it
+//! <store>/blobs/sha256/<diff id>.tar      a layer, uncompressed
+//!         images/sha256/<digest>/         an image: of its configuration, or of its one tar
+//!                       index.erofs       names, attributes, where each file's bytes are
+//!                       side.blob         sparse files that the layers' blocks cannot serve, if any
+//!                       image.json        what EROFS cannot hold
+//!                       config.json       the image's configuration, as it came
+//!                       used              its time of change is that of the last use
+//!         images/sha256/<alias>           link to an image, from its manifest's or index's digest
+//!         names/<name>                    link to an image, from the name that a person gave
+//!         sources/<key>                   link to an image, from where it was read before
+//!         roots/<key>                     a file elsewhere that counts on an image
+//!         tars/<key>/                     as images/, of a local tar, which stays where it is
+//!         tmp/<key>, <key>.lock           what is being made, and who makes it
 //! ```
 //! The key of a local tar is the SHA-256 of its identity (device, inode, size, times of change),
 //! so that nothing of the tar is read to find its index; its name is no part of it.
 //!
-//! Invariants: an entry is published whole, by a rename, or not at all; a published index is never
-//! changed in place; an entry that is damaged or of another version is made anew, never trusted.
-//! Never here: an environment variable (the command line passes directories in), output.
+//! Invariants: an entry or a layer is published whole, by a rename, or not at all; what is
+//! published is never changed in place; an entry that is damaged or of another version is made
+//! anew, never trusted; what is in use ([`hold`]), or may be, is never removed. Readers take no
+//! lock but a shared one on what they read.
+//! Never here: an environment variable (the command line passes directories in), output, where
+//! images come from (`import`).
 
+mod blob;
 mod build;
-mod digest;
+mod error;
+mod gc;
+mod hash;
+mod hold;
 mod image;
+mod images;
+mod layout;
 mod lock;
+mod names;
 mod publish;
+mod record;
+mod remove;
+mod roots;
+mod tar;
 
 #[cfg(test)]
 mod tests;
 
+pub use blob::{Begun, Blob, BlobWriter};
 pub use build::{Built, write_index};
-pub use image::{BlobRecord, Counts, Image, ImageJson, IndexRecord, Source, TarIdentity};
+pub use error::StoreError;
+pub use gc::{Collected, Decision, GcOptions, Item, Limit};
+pub use image::Image;
+pub use images::{ImageLock, Listed, NewImage, WriteIndex};
+pub use names::ImageName;
+pub use record::{BlobPlace, BlobRecord, Counts, ImageJson, IndexRecord, LayerRecord, Source};
+pub use remove::Removed;
+pub use tar::TarIdentity;
 
-use std::fs::File;
-use std::io;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+
+use layout::Layout;
 
 /// What long work is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,84 +85,10 @@ pub enum Progress {
 /// Who is told of [`Progress`].
 pub type OnProgress<'a> = &'a mut dyn FnMut(Progress);
 
-/// Why the store has no image to give.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum StoreError {
-    /// The tar cannot be opened or read.
-    #[error("{path}: {source}")]
-    Tar {
-        /// The tar.
-        path: PathBuf,
-        /// The system's error.
-        source: io::Error,
-    },
-    /// The path leads to no regular file.
-    #[error("{path}: not a regular file; an image is a tar file")]
-    NotAFile {
-        /// What was given.
-        path: PathBuf,
-    },
-    /// The tar was written to while its headers were read.
-    #[error("{path}: changed while it was being read; try again when it is complete")]
-    Changed {
-        /// The tar.
-        path: PathBuf,
-    },
-    /// The tar is none, or holds what cannot be served.
-    #[error("{0}")]
-    Build(Box<dyn std::error::Error + Send + Sync>),
-    /// The store cannot be written to by this user.
-    #[error("the store {store} cannot be written to: {source}; choose another with --store DIR")]
-    NotWritable {
-        /// The store's directory.
-        store: PathBuf,
-        /// The system's error.
-        source: io::Error,
-    },
-    /// The store's file system is full.
-    #[error(
-        "the store {store} is full: {source}; free space there or choose another with --store DIR"
-    )]
-    Full {
-        /// The store's directory.
-        store: PathBuf,
-        /// The system's error.
-        source: io::Error,
-    },
-    /// Something else failed in the store.
-    #[error("{path}: {source}")]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// The system's error.
-        source: io::Error,
-    },
-}
-
-impl StoreError {
-    /// The error of writing `path` in the store (or directory) `store`.
-    fn write(store: &Path, path: &Path, source: io::Error) -> Self {
-        let store = store.to_owned();
-        match source.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-                Self::Full { store, source }
-            }
-            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
-                Self::NotWritable { store, source }
-            }
-            _ => Self::Io {
-                path: path.to_owned(),
-                source,
-            },
-        }
-    }
-}
-
 /// A directory of images.
 #[derive(Debug, Clone)]
 pub struct Store {
-    dir: PathBuf,
+    layout: Layout,
 }
 
 impl Store {
@@ -142,8 +97,9 @@ impl Store {
     pub fn open(dir: &Path) -> Self {
         // A server changes its directory, and opens files of the store after that. Without a
         // current directory the path stays as it is, and its use will say what is wrong.
+        let dir = std::path::absolute(dir).unwrap_or_else(|_| dir.to_owned());
         Self {
-            dir: std::path::absolute(dir).unwrap_or_else(|_| dir.to_owned()),
+            layout: Layout { dir },
         }
     }
 
@@ -171,119 +127,6 @@ impl Store {
     /// The store's directory.
     #[must_use]
     pub fn dir(&self) -> &Path {
-        &self.dir
-    }
-
-    /// The image of the local tar at `tar`: at once where its index is in the store, else the
-    /// index is made first.
-    ///
-    /// # Errors
-    /// [`StoreError`] names the file and what is wrong.
-    pub fn tar_image(&self, tar: &Path, progress: OnProgress<'_>) -> Result<Image, StoreError> {
-        self.tar_image_by(tar, &build::build, progress)
-    }
-
-    /// [`Self::tar_image`] with the maker of the index given.
-    fn tar_image_by(
-        &self,
-        tar: &Path,
-        builder: &build::Builder<'_>,
-        progress: OnProgress<'_>,
-    ) -> Result<Image, StoreError> {
-        let source = TarFile::open(tar)?;
-        let key = source.identity.key();
-        let entry = self.dir.join("tars").join(&key);
-        if let Some(image) = Image::load(&entry, &source) {
-            return Ok(image);
-        }
-        self.make_dirs()?;
-        lock::sweep(&self.dir.join("tmp"));
-        let lock = lock::Lock::take(&self.dir, &key, progress)?;
-        // Another process may have made it while this one waited.
-        if let Some(image) = Image::load(&entry, &source) {
-            return Ok(image);
-        }
-        let temp = lock.fresh_dir()?;
-        build::entry(&self.dir, &temp, &source, builder, progress)?;
-        publish::dir(&temp, &entry).map_err(|e| StoreError::write(&self.dir, &entry, e))?;
-        drop(lock);
-        let mut image = Image::load(&entry, &source).ok_or_else(|| StoreError::Io {
-            path: entry.clone(),
-            source: io::Error::other("the index cannot be read back after it was written"),
-        })?;
-        image.fresh = true;
-        Ok(image)
-    }
-
-    fn make_dirs(&self) -> Result<(), StoreError> {
-        use std::os::unix::fs::DirBuilderExt;
-        for sub in ["tars", "tmp"] {
-            let dir = self.dir.join(sub);
-            // Names of files may be as private as their content.
-            std::fs::DirBuilder::new()
-                .recursive(true)
-                .mode(0o700)
-                .create(&dir)
-                .map_err(|e| StoreError::write(&self.dir, &dir, e))?;
-        }
-        Ok(())
-    }
-}
-
-/// An open local tar.
-#[derive(Debug)]
-pub(crate) struct TarFile {
-    /// Its name as the caller gave it, for messages.
-    pub(crate) given: PathBuf,
-    /// Its absolute name without links.
-    pub(crate) path: PathBuf,
-    /// The open file.
-    pub(crate) file: File,
-    /// What it was when it was opened.
-    pub(crate) identity: TarIdentity,
-}
-
-impl TarFile {
-    fn open(given: &Path) -> Result<Self, StoreError> {
-        let tar = |source| StoreError::Tar {
-            path: given.to_owned(),
-            source,
-        };
-        // O_NONBLOCK: opening a FIFO must not wait for a writer.
-        let file = File::options()
-            .read(true)
-            .custom_flags(libc::O_NONBLOCK)
-            .open(given)
-            .map_err(tar)?;
-        let metadata = file.metadata().map_err(tar)?;
-        if !metadata.is_file() {
-            return Err(StoreError::NotAFile {
-                path: given.to_owned(),
-            });
-        }
-        let path = std::fs::canonicalize(given).map_err(tar)?;
-        let identity = TarIdentity::of(&metadata);
-        Ok(Self {
-            given: given.to_owned(),
-            path,
-            file,
-            identity,
-        })
-    }
-
-    /// Whether the file is still what it was when it was opened.
-    fn check(&self) -> Result<(), StoreError> {
-        let tar = |source| StoreError::Tar {
-            path: self.given.clone(),
-            source,
-        };
-        let now = TarIdentity::of(&self.file.metadata().map_err(tar)?);
-        if now == self.identity {
-            Ok(())
-        } else {
-            Err(StoreError::Changed {
-                path: self.given.clone(),
-            })
-        }
+        &self.layout.dir
     }
 }

@@ -152,7 +152,8 @@ fn make(lab: &Lab, entries: u64, per_dir: u64) -> anyhow::Result<Made> {
 impl Made {
     fn index(&mut self) -> anyhow::Result<()> {
         let image = Store::open(&self.sources.store).tar_image(&self.sources.tar, &mut |_| {})?;
-        self.sources.take_index(image.index_path(), image.blobs());
+        self.sources
+            .take_index(image.index_path(), image.blobs().to_vec());
         Ok(())
     }
 }

@@ -103,7 +103,7 @@ impl Large {
         let mut sources = sources;
         image::large(&sources.tar, amounts)?;
         let image = Store::open(&sources.store).tar_image(&sources.tar, &mut |_| {})?;
-        sources.take_index(image.index_path(), image.blobs());
+        sources.take_index(image.index_path(), image.blobs().to_vec());
         let lower = image.lower()?;
         let big = lower.resolve(image::BIG.as_bytes(), true)?;
         Ok(Self {
@@ -145,7 +145,7 @@ impl Lab {
         let mut sources = from(tar, "tree");
         tell("indexing the image");
         let image = Store::open(&sources.store).tar_image(&sources.tar, &mut |_| {})?;
-        sources.take_index(image.index_path(), image.blobs());
+        sources.take_index(image.index_path(), image.blobs().to_vec());
         let facts = facts::look(&image.lower()?, sizes.files, command)?;
         tell("making an image of large files");
         let large = Large::new(from(at("large.tar"), "large"), sizes.image)?;

@@ -1,0 +1,237 @@
+//! Layers: uncompressed tars by their diff ID, each written once and shared by all images.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::FlockOperation;
+
+use super::hold::{self, Free};
+use super::layout::Layout;
+use super::lock::Lock;
+use super::{OnProgress, Store, StoreError, publish};
+use crate::digest::Digest;
+use crate::sys;
+
+/// Bytes after which the disk is told to begin: the end of an import then waits for little.
+const WRITE_OUT: u64 = 32 << 20;
+
+/// A layer in the store, open. Nobody removes it as long as this lives.
+#[derive(Debug)]
+pub struct Blob {
+    diff_id: Digest,
+    path: PathBuf,
+    file: File,
+    len: u64,
+}
+
+impl Blob {
+    /// The layer's file, if it is there.
+    pub(super) fn find(layout: &Layout, diff_id: &Digest) -> Result<Option<Self>, StoreError> {
+        let path = layout.blob(diff_id);
+        let io = StoreError::io(&path);
+        let Some(file) = hold::locked(&path, FlockOperation::LockShared).map_err(&io)? else {
+            return Ok(None);
+        };
+        let metadata = file.metadata().map_err(&io)?;
+        if !metadata.is_file() {
+            return Err(io(io::Error::other("is not a regular file")));
+        }
+        Ok(Some(Self {
+            diff_id: *diff_id,
+            len: metadata.len(),
+            path,
+            file,
+        }))
+    }
+
+    /// The digest of its bytes.
+    #[must_use]
+    pub fn diff_id(&self) -> Digest {
+        self.diff_id
+    }
+
+    /// The file, open for reading.
+    #[must_use]
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its length in bytes.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Whether it has no bytes.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+}
+
+/// A layer that is to come into the store.
+#[derive(Debug)]
+pub enum Begun {
+    /// Another process has brought it meanwhile, or it was there.
+    There(Blob),
+    /// It is to be written; nobody else does.
+    New(BlobWriter),
+}
+
+/// A layer that is being written.
+#[derive(Debug)]
+pub struct BlobWriter {
+    layout: Layout,
+    lock: Lock,
+    temp: PathBuf,
+    file: File,
+    len: u64,
+}
+
+impl Store {
+    /// The layer `diff_id`, if the store has it.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`].
+    pub fn blob(&self, diff_id: &Digest) -> Result<Option<Blob>, StoreError> {
+        Blob::find(&self.layout, diff_id)
+    }
+
+    /// Begins to write the layer `diff_id`, unless it is there; waits for others who write it.
+    ///
+    /// # Errors
+    /// [`StoreError`] of writing to the store.
+    pub fn begin_blob(
+        &self,
+        diff_id: &Digest,
+        progress: OnProgress<'_>,
+    ) -> Result<Begun, StoreError> {
+        let key = format!("layer-{}", diff_id.hex());
+        let lock = Lock::take(self.dir(), &key, progress)?;
+        match Blob::find(&self.layout, diff_id)? {
+            Some(blob) => Ok(Begun::There(blob)),
+            None => Ok(Begun::New(BlobWriter::new(self, lock)?)),
+        }
+    }
+
+    /// Begins to write a layer whose digest is known only when all of it has come.
+    ///
+    /// # Errors
+    /// [`StoreError`] of writing to the store.
+    pub fn begin_unknown_blob(&self) -> Result<BlobWriter, StoreError> {
+        BlobWriter::new(self, Lock::fresh(self.dir(), "layer")?)
+    }
+}
+
+impl BlobWriter {
+    fn new(store: &Store, lock: Lock) -> Result<Self, StoreError> {
+        let (temp, file) = lock.fresh_file()?;
+        Ok(Self {
+            layout: store.layout.clone(),
+            lock,
+            temp,
+            file,
+            len: 0,
+        })
+    }
+
+    /// The bytes so far.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Whether nothing was written yet.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The error of a write to it, in the store's words.
+    #[must_use]
+    pub fn failed(&self, error: io::Error) -> StoreError {
+        StoreError::write(&self.layout.dir, &self.temp, error)
+    }
+
+    /// Publishes what was written as the layer `diff_id`, which the caller has computed from the
+    /// same bytes. Where the filesystem has fs-verity it guards them from then on.
+    ///
+    /// # Errors
+    /// [`StoreError`] of writing to the store.
+    pub fn publish(self, diff_id: &Digest) -> Result<Blob, StoreError> {
+        let Self {
+            layout,
+            lock,
+            temp,
+            file,
+            len,
+        } = self;
+        let target = layout.blob(diff_id);
+        let failed = |e| StoreError::write(&layout.dir, &target, e);
+        // fs-verity takes a file that nobody has open for writing.
+        drop(file);
+        publish::seal_at(&temp)
+            .and_then(|()| sys::verity::enable(&File::open(&temp)?))
+            .and_then(|_| publish::finished(&temp, &target))
+            .map_err(failed)?;
+        drop(lock);
+        let blob = Blob::find(&layout, diff_id)?.filter(|blob| blob.len == len);
+        blob.ok_or_else(|| failed(io::Error::other("was removed or replaced at once")))
+    }
+}
+
+impl Write for BlobWriter {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        let n = self.file.write(buf)?;
+        let before = self.len / WRITE_OUT;
+        self.len += n as u64;
+        if self.len / WRITE_OUT > before {
+            // A hint; what fails of it, fsync will tell.
+            sys::fs::write_out(self.file.as_fd()).ok();
+        }
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// All layers that lie in the store: their digests and allocated bytes.
+pub(super) fn all(layout: &Layout) -> io::Result<Vec<(Digest, u64)>> {
+    use std::os::unix::fs::MetadataExt;
+    let entries = match fs::read_dir(layout.blobs()) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(e),
+    };
+    let mut all = Vec::new();
+    for entry in entries {
+        let entry = entry?;
+        let name = entry.file_name();
+        let diff_id = name
+            .to_str()
+            .and_then(|name| name.strip_suffix(".tar"))
+            .and_then(|hex| Digest::from_hex(hex).ok());
+        if let Some(diff_id) = diff_id
+            && let Ok(metadata) = entry.metadata()
+        {
+            all.push((diff_id, metadata.blocks() * 512));
+        }
+    }
+    all.sort_unstable();
+    Ok(all)
+}
+
+/// Has a layer alone, to remove it, if nobody holds it.
+pub(super) fn alone(layout: &Layout, diff_id: &Digest) -> Free {
+    hold::alone(&layout.blob(diff_id), "an import or a command has it open")
+}

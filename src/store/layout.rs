@@ -1,0 +1,101 @@
+//! Where everything lies in the store's directory.
+
+use std::path::{Path, PathBuf};
+
+use super::StoreError;
+use crate::digest::Digest;
+
+/// Version of the layout of an entry and of image.json. An entry of another one is made anew, or
+/// asks to be imported again.
+pub(super) const FORMAT: u32 = 2;
+/// The index of an image.
+pub(super) const INDEX: &str = "index.erofs";
+/// Sparse files that the blocks of the tars cannot serve.
+pub(super) const SIDE: &str = "side.blob";
+/// The record of an image.
+pub(super) const RECORD: &str = "image.json";
+/// The image's own configuration.
+pub(super) const CONFIG: &str = "config.json";
+/// An empty file; the time of its last change is that of the image's last use.
+pub(super) const USED: &str = "used";
+/// The digest of a local tar.
+pub(super) const BLOB_DIGEST: &str = "blob.sha256";
+
+/// The directories of a store.
+#[derive(Debug, Clone)]
+pub(super) struct Layout {
+    pub(super) dir: PathBuf,
+}
+
+impl Layout {
+    /// The uncompressed layer `diff_id`.
+    pub(super) fn blob(&self, diff_id: &Digest) -> PathBuf {
+        self.blobs().join(format!("{}.tar", diff_id.hex()))
+    }
+
+    /// All layers.
+    pub(super) fn blobs(&self) -> PathBuf {
+        self.dir.join("blobs/sha256")
+    }
+
+    /// The entry of image `digest`: a directory, or a link to that of the image's own digest.
+    pub(super) fn image(&self, digest: &Digest) -> PathBuf {
+        self.images().join(digest.hex())
+    }
+
+    /// All images by digest.
+    pub(super) fn images(&self) -> PathBuf {
+        self.dir.join("images/sha256")
+    }
+
+    /// All entries of local tars.
+    pub(super) fn tars(&self) -> PathBuf {
+        self.dir.join("tars")
+    }
+
+    /// The names of images.
+    pub(super) fn names(&self) -> PathBuf {
+        self.dir.join("names")
+    }
+
+    /// What sources turned out to be, to be looked up without reading them again.
+    pub(super) fn sources(&self) -> PathBuf {
+        self.dir.join("sources")
+    }
+
+    /// Who outside of the store counts on an image.
+    pub(super) fn roots(&self) -> PathBuf {
+        self.dir.join("roots")
+    }
+
+    /// What is being made.
+    pub(super) fn tmp(&self) -> PathBuf {
+        self.dir.join("tmp")
+    }
+
+    /// Makes the directories that writers need.
+    pub(super) fn make(&self) -> Result<(), StoreError> {
+        for dir in [
+            self.tars(),
+            self.tmp(),
+            self.blobs(),
+            self.images(),
+            self.names(),
+            self.sources(),
+            self.roots(),
+        ] {
+            private_dir(&dir).map_err(|e| StoreError::write(&self.dir, &dir, e))?;
+        }
+        Ok(())
+    }
+}
+
+/// Makes `dir` and its parents for their owner alone: names of files may be as private as their
+/// content.
+pub(super) fn private_dir(dir: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+}

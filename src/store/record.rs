@@ -1,0 +1,132 @@
+//! image.json: what an index cannot hold (docs/FORMAT.md, "image.json").
+
+use std::fs;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::layout::{FORMAT, RECORD};
+use super::tar::TarIdentity;
+use crate::digest::Digest;
+
+/// The record of 65,535 layers, and no more.
+const RECORD_MAX: u64 = 16 << 20;
+
+/// Where an image came from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Source {
+    /// A local tar, which stays where it is.
+    Tar {
+        /// Its path when it was indexed (told only; bytes that are not UTF-8 are replaced).
+        path: String,
+        /// Its identity.
+        identity: TarIdentity,
+    },
+    /// Something that was taken into the store.
+    Import {
+        /// What it was, as `tarnfs import` takes it: `docker://…`, `oci:…`, a path.
+        from: String,
+    },
+}
+
+/// What an image holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+pub struct Counts {
+    /// Inodes.
+    pub inodes: u64,
+    /// Names.
+    pub entries: u64,
+    /// Bytes of all regular files, each inode once.
+    pub file_bytes: u64,
+}
+
+/// The index of an image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IndexRecord {
+    /// Length in bytes.
+    pub len: u64,
+    /// Its digest.
+    pub digest: Digest,
+}
+
+/// Which file a blob of an index is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BlobPlace {
+    /// The local tar.
+    Tar,
+    /// The side blob, in the entry.
+    Side,
+    /// The layer of this diff ID, in the store.
+    Layer(Digest),
+}
+
+/// A blob of an image, in the order of the index's device table.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlobRecord {
+    /// Which file it is.
+    pub place: BlobPlace,
+    /// Length in bytes.
+    pub len: u64,
+}
+
+/// A layer of an image, the lowest first.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LayerRecord {
+    /// Digest of the uncompressed layer.
+    pub diff_id: Digest,
+    /// Its length in bytes.
+    pub len: u64,
+}
+
+/// image.json.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageJson {
+    /// Version of this record and of the entry.
+    pub format: u32,
+    /// The tarnfs that made it.
+    pub tarnfs: String,
+    /// The image's own digest: of its configuration, or of the tar where it has none. `None`: a
+    /// local tar, which nobody has hashed.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub digest: Option<Digest>,
+    /// Digests of the manifests and indexes by which it is known too.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub aliases: Vec<Digest>,
+    /// Seconds since the epoch when it came into the store.
+    pub created: u64,
+    /// Where it came from.
+    pub source: Source,
+    /// `config` of the image's configuration: entry point, environment, user, working directory.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub config: Option<serde_json::Value>,
+    /// Its layers, the lowest first; none of a local tar.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub layers: Vec<LayerRecord>,
+    /// What it holds.
+    pub counts: Counts,
+    /// The index.
+    pub index: IndexRecord,
+    /// The files that the index's devices are.
+    pub blobs: Vec<BlobRecord>,
+}
+
+impl ImageJson {
+    /// The record in the entry `dir`; `None` where there is none of this version.
+    pub(super) fn read(dir: &Path) -> Option<Self> {
+        let path = dir.join(RECORD);
+        if fs::metadata(&path).ok()?.len() > RECORD_MAX {
+            return None;
+        }
+        let record: Self = serde_json::from_slice(&fs::read(&path).ok()?).ok()?;
+        (record.format == FORMAT).then_some(record)
+    }
+
+    /// Its bytes.
+    pub(super) fn bytes(&self) -> std::io::Result<Vec<u8>> {
+        let mut json = serde_json::to_vec_pretty(self)?;
+        json.push(b'\n');
+        Ok(json)
+    }
+}
