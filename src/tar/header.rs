@@ -178,30 +178,3 @@ fn text_len(bytes: &[u8]) -> usize {
 pub(super) fn unsigned(field: &'static str, bytes: &[u8]) -> Result<u64, Problem> {
     number::unsigned(bytes).map_err(|what| Problem::Field { field, what })
 }
-
-/// The compression that `start`, the first bytes of a file, betrays: its name and what undoes it.
-pub(super) fn compression(start: &[u8]) -> Option<(&'static str, &'static str)> {
-    const MAGICS: [(&[u8], &str, &str); 11] = [
-        (&[0x1f, 0x8b], "gzip", "gzip -d"),
-        (&[0x28, 0xb5, 0x2f, 0xfd], "zstd", "zstd -d"),
-        (&[0xfd, b'7', b'z', b'X', b'Z', 0], "xz", "xz -d"),
-        (b"BZh", "bzip2", "bzip2 -d"),
-        (&[0x04, 0x22, 0x4d, 0x18], "lz4", "lz4 -d"),
-        (b"LZIP", "lzip", "lzip -d"),
-        (&[0x5d, 0, 0], "lzma", "xz --format=lzma -d"),
-        (&[0x1f, 0x9d], "compress", "uncompress"),
-        (&[0x89, b'L', b'Z', b'O', 0], "lzop", "lzop -d"),
-        (b"PK\x03\x04", "zip", "unzip"),
-        (&[b'7', b'z', 0xbc, 0xaf, 0x27, 0x1c], "7z", "7z x"),
-    ];
-    // A zstd file may begin with skippable frames, 0x184d2a5? (RFC 8878, 3.1.2).
-    if let [low, 0x2a, 0x4d, 0x18, ..] = start
-        && low & 0xf0 == 0x50
-    {
-        return Some(("zstd", "zstd -d"));
-    }
-    MAGICS
-        .into_iter()
-        .find(|(magic, ..)| start.starts_with(magic))
-        .map(|(_, name, cmd)| (name, cmd))
-}

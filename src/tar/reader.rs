@@ -3,11 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use super::error::{Problem, TarError};
-use super::header::{Header, compression};
+use super::header::Header;
 use super::path::Parent;
 use super::pax::{Overrides, Scope, Text};
 use super::source::{Block, LEN_UNKNOWN, ReadAt, Window};
 use super::{BLOCK, Entry};
+use crate::compress::betrayed;
 
 /// The longest extended headers of one entry together. Linux holds 64 KiB an attribute; a map of
 /// a million segments is the largest that anybody could mean.
@@ -339,5 +340,5 @@ fn not_a_tar(block: &Block) -> Problem {
 }
 
 fn compressed(start: &[u8]) -> Option<Problem> {
-    compression(start).map(|(format, command)| Problem::Compressed { format, command })
+    betrayed(start).map(|(format, command)| Problem::Compressed { format, command })
 }

@@ -1,1 +1,0 @@
-//! Compressed bytes → bytes: gzip, zstd, xz, told by their content.
