@@ -7,6 +7,8 @@
 //!
 //! Never here: decompression, the store, output.
 
+pub mod oci;
+
 use std::fmt;
 use std::io::{self, Read};
 use std::str::FromStr;
