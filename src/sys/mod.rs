@@ -19,6 +19,7 @@ pub mod mount;
 pub mod namespace;
 pub mod outside;
 pub mod process;
+pub mod regular;
 pub mod resident;
 pub mod rights;
 pub mod signal;
