@@ -7,7 +7,18 @@
 //!
 //! Never here: decompression, the store, output.
 
+mod archive;
+mod dir;
+mod docker;
+mod layout;
+pub mod location;
 pub mod oci;
+mod part;
+
+#[cfg(test)]
+mod hostile_tests;
+
+pub use location::{Location, parse};
 
 use std::fmt;
 use std::io::{self, Read};

@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use super::{
-    CONFIG_MAX, Descriptor, Document, ImageManifest, Kind, MANIFEST_MAX, assemble, bad, index,
-    manifest, shown, verify,
+    CONFIG_MAX, Descriptor, Document, ImageManifest, Kind, MANIFEST_MAX, assemble, bad, document,
+    index, manifest, shown, verify,
 };
 use crate::digest::Digest;
 use crate::source::{Manifest, Platform, SourceError};
@@ -18,26 +18,40 @@ const INDEXES_MAX: usize = 256;
 /// The most platforms that an error lists.
 const LISTED: usize = 24;
 
-/// Gives the bytes that a descriptor names: the descriptor, the most bytes to give, and what to
-/// call it in errors. They need not be checked.
-pub type Get<'a> = dyn FnMut(&Descriptor, u64, &str) -> Result<Vec<u8>, SourceError> + 'a;
+/// Where the parts of an image are, by their digests.
+pub trait Blobs {
+    /// The bytes that `descriptor` names, at most `max`; they need not be checked. `what` is
+    /// what errors call it.
+    ///
+    /// # Errors
+    /// [`SourceError`].
+    fn json(&self, descriptor: &Descriptor, max: u64, what: &str) -> Result<Vec<u8>, SourceError>;
+
+    /// Checks as well as it can be done before it is read that the layer that `descriptor` names
+    /// is there and of its length.
+    ///
+    /// # Errors
+    /// [`SourceError`].
+    fn layer(&self, descriptor: &Descriptor, what: &str) -> Result<(), SourceError>;
+}
 
 /// Finds the image for `platform` among `entries`, and reads its manifest and its configuration
-/// with `get`.
+/// out
+/// of `blobs`.
 ///
 /// # Errors
 /// [`SourceError::Image`]: no entry is for the platform (with those there are), or a document is
-/// bad; those of `get`.
+/// bad; those of `blobs`.
 pub fn resolve(
     entries: &[Descriptor],
     platform: &Platform,
     what: &str,
-    get: &mut Get<'_>,
+    blobs: &dyn Blobs,
 ) -> Result<Manifest, SourceError> {
     let mut search = Search {
         platform,
         what,
-        get,
+        blobs,
         read: BTreeSet::new(),
         others: Vec::new(),
     };
@@ -57,12 +71,12 @@ pub fn resolve_document(
     found: Document,
     platform: &Platform,
     what: &str,
-    get: &mut Get<'_>,
+    blobs: &dyn Blobs,
 ) -> Result<Manifest, SourceError> {
     let mut search = Search {
         platform,
         what,
-        get,
+        blobs,
         read: BTreeSet::from([digest]),
         others: Vec::new(),
     };
@@ -87,17 +101,17 @@ struct Found {
     manifest: ImageManifest,
 }
 
-struct Search<'a, 'g> {
+struct Search<'a> {
     platform: &'a Platform,
     what: &'a str,
-    get: &'a mut Get<'g>,
+    blobs: &'a dyn Blobs,
     /// The indexes that were read: one that is listed many times is read once.
     read: BTreeSet<Digest>,
     /// What was not chosen, for the error.
     others: Vec<String>,
 }
 
-impl Search<'_, '_> {
+impl Search<'_> {
     fn document(
         &mut self,
         role: &str,
@@ -113,7 +127,7 @@ impl Search<'_, '_> {
             let why = format!("{} bytes long; at most {max} are read", descriptor.size);
             return Err(bad(what, why));
         }
-        let bytes = (self.get)(descriptor, max, &what)?;
+        let bytes = self.blobs.json(descriptor, max, &what)?;
         verify(&bytes, descriptor, &what)?;
         Ok((what, bytes))
     }
@@ -206,12 +220,12 @@ impl Search<'_, '_> {
 
     fn image(&mut self, found: Found) -> Result<Manifest, SourceError> {
         let (_, config) = self.document("config", &found.manifest.config)?;
-        let layers: Vec<_> = found
-            .manifest
-            .layers
-            .iter()
-            .map(|layer| (Some(layer.digest), Some(layer.size)))
-            .collect();
+        let mut layers = Vec::new();
+        for (n, layer) in found.manifest.layers.iter().enumerate() {
+            let what = format!("{}: layer {} {}", self.what, n + 1, layer.digest);
+            self.blobs.layer(layer, &what)?;
+            layers.push((Some(layer.digest), Some(layer.size)));
+        }
         assemble(
             found.index,
             Some(found.digest),
@@ -257,4 +271,57 @@ fn normal(platform: &Platform) -> (&str, Option<&str>) {
         ("i386", variant) => ("386", variant),
         (architecture, variant) => (architecture, variant),
     }
+}
+
+/// The manifest for a digest that somebody named: one that `entries` lead to, of an index, a
+/// manifest or a configuration, as an entry that is for every platform.
+///
+/// # Errors
+/// As [`resolve`].
+pub(in crate::source) fn named(
+    entries: &[Descriptor],
+    wanted: Digest,
+    what: &str,
+    blobs: &dyn Blobs,
+) -> Result<Descriptor, SourceError> {
+    let mut left: Vec<(Descriptor, usize)> = entries.iter().rev().map(|e| (e.clone(), 0)).collect();
+    let mut read = BTreeSet::new();
+    while let Some((entry, depth)) = left.pop() {
+        let found = |entry: Descriptor| Descriptor {
+            platform: None,
+            annotations: Default::default(),
+            ..entry
+        };
+        if entry.digest == wanted {
+            return Ok(found(entry));
+        }
+        let follow = matches!(entry.kind(), Kind::Index | Kind::Manifest);
+        if !follow || depth > DEPTH_MAX || entry.size > MANIFEST_MAX {
+            continue;
+        }
+        if read.len() >= INDEXES_MAX || !read.insert(entry.digest) {
+            continue;
+        }
+        let label = format!("{what}: {}", entry.digest);
+        // What is not wanted may be missing or damaged: of many platforms one is kept.
+        let Ok(bytes) = blobs.json(&entry, MANIFEST_MAX, &label) else {
+            continue;
+        };
+        if verify(&bytes, &entry, &label).is_err() {
+            continue;
+        }
+        match document(&bytes, Some(&entry.media_type), &label) {
+            Ok(Document::Manifest(manifest)) if manifest.config.digest == wanted => {
+                return Ok(found(entry));
+            }
+            Ok(Document::Index(index)) => {
+                left.extend(index.manifests.into_iter().rev().map(|e| (e, depth + 1)));
+            }
+            _ => {}
+        }
+    }
+    Err(bad(
+        what,
+        format!("no index, manifest or configuration with the digest {wanted} is in it"),
+    ))
 }

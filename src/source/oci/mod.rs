@@ -14,8 +14,9 @@ mod raw;
 #[cfg(test)]
 mod tests;
 
-pub use choose::{Get, resolve, resolve_document};
-pub(super) use raw::json;
+pub(super) use choose::named;
+pub use choose::{Blobs, resolve, resolve_document};
+pub(super) use raw::{from_slice, json};
 
 use std::collections::BTreeMap;
 
@@ -228,16 +229,7 @@ pub fn document(
         return Err(schema1(what));
     }
     let kind = match told.or(own) {
-        Some(text) => match Kind::of(text) {
-            Kind::Unknown => {
-                let why = format!(
-                    "its media type is \"{}\", which is neither an image's manifest nor an index",
-                    shown(text)
-                );
-                return Err(bad(what, why));
-            }
-            kind => kind,
-        },
+        Some(text) => Kind::of(text),
         None if raw.manifests.is_some() => Kind::Index,
         None => Kind::Manifest,
     };
@@ -245,7 +237,13 @@ pub fn document(
         Kind::Index => index_of(raw, what).map(Document::Index),
         Kind::Manifest => manifest_of(raw, what).map(Document::Manifest),
         Kind::Schema1 => Err(schema1(what)),
-        _ => Err(bad(what, "it is neither a manifest nor an index")),
+        _ => {
+            let why = format!(
+                "its media type is \"{}\", which is neither an image's manifest nor an index",
+                shown(told.or(own).unwrap_or_default())
+            );
+            Err(bad(what, why))
+        }
     }
 }
 

@@ -12,9 +12,20 @@ fn entry(media_type: &str, bytes: &[u8]) -> Value {
 
 /// Documents by their digests.
 #[derive(Default)]
-struct Blobs(BTreeMap<Digest, Vec<u8>>);
+struct Shelf(BTreeMap<Digest, Vec<u8>>);
 
-impl Blobs {
+impl Blobs for Shelf {
+    fn json(&self, entry: &Descriptor, _: u64, what: &str) -> Result<Vec<u8>, SourceError> {
+        let bytes = self.0.get(&entry.digest);
+        bytes.cloned().ok_or_else(|| bad(what, "is missing"))
+    }
+
+    fn layer(&self, _: &Descriptor, _: &str) -> Result<(), SourceError> {
+        Ok(())
+    }
+}
+
+impl Shelf {
     fn put(&mut self, media_type: &str, json: &Value) -> Value {
         let bytes = json.to_string().into_bytes();
         let entry = entry(media_type, &bytes);
@@ -43,11 +54,7 @@ impl Blobs {
     fn resolve(&self, top: &[Value], platform: &str) -> Result<Manifest, SourceError> {
         let top = js!({"schemaVersion": 2, "manifests": top}).to_string();
         let top = index(top.as_bytes(), None, "top")?;
-        let get = &mut |entry: &Descriptor, _: u64, what: &str| {
-            let bytes = self.0.get(&entry.digest);
-            bytes.cloned().ok_or_else(|| bad(what, "is missing"))
-        };
-        resolve(&top.manifests, &platform.parse().unwrap(), "here", get)
+        resolve(&top.manifests, &platform.parse().unwrap(), "here", self)
     }
 
     /// The author of the image for `platform`.
@@ -72,7 +79,7 @@ fn on(entry: Value, platform: &str) -> Value {
 
 #[test]
 fn the_platform_that_was_asked_for_is_chosen() {
-    let mut blobs = Blobs::default();
+    let mut blobs = Shelf::default();
     let mut top = Vec::new();
     for platform in [
         "windows/amd64",
@@ -109,7 +116,7 @@ fn the_platform_that_was_asked_for_is_chosen() {
 
 #[test]
 fn attestations_are_never_chosen_and_a_lone_image_needs_no_platform() {
-    let mut blobs = Blobs::default();
+    let mut blobs = Shelf::default();
     let image = blobs.image("real");
     let statement = blobs.image("statement");
     let statements = [
@@ -141,7 +148,7 @@ fn attestations_are_never_chosen_and_a_lone_image_needs_no_platform() {
 
 #[test]
 fn the_outermost_index_is_told() {
-    let mut blobs = Blobs::default();
+    let mut blobs = Shelf::default();
     let image = blobs.image("x");
     let inner = blobs.index(&[on(image.clone(), "linux/amd64")]);
     let outer = blobs.index(std::slice::from_ref(&inner));
@@ -158,7 +165,7 @@ fn the_outermost_index_is_told() {
 
 #[test]
 fn indexes_do_not_lead_on_without_end() {
-    let mut blobs = Blobs::default();
+    let mut blobs = Shelf::default();
     let mut entry = blobs.image("x");
     for _ in 0..8 {
         entry = blobs.index(&[entry]);
@@ -200,7 +207,7 @@ fn an_index_that_names_itself_is_damaged() {
     let digest = Digest::of(b"anything");
     let own = js!({"mediaType": INDEX, "digest": digest, "size": 1});
     let bytes = js!({"schemaVersion": 2, "manifests": [own]}).to_string();
-    let mut blobs = Blobs::default();
+    let mut blobs = Shelf::default();
     let top = js!({"mediaType": INDEX, "digest": digest, "size": bytes.len()});
     blobs.0.insert(digest, bytes.into_bytes());
     let error = blobs
@@ -212,7 +219,7 @@ fn an_index_that_names_itself_is_damaged() {
 
 #[test]
 fn dockers_media_types_are_as_good() {
-    let mut blobs = Blobs::default();
+    let mut blobs = Shelf::default();
     let config = js!({"os": "linux", "rootfs": {"type": "layers", "diff_ids": null}});
     let config = blobs.put("application/vnd.docker.container.image.v1+json", &config);
     let media_type = "application/vnd.docker.distribution.manifest.v2+json";
