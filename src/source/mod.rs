@@ -19,6 +19,7 @@ mod part;
 mod hostile_tests;
 
 pub use location::{Location, parse};
+pub mod registry;
 
 use std::fmt;
 use std::io::{self, Read};
