@@ -1,6 +1,6 @@
 //! The vocabulary that every layer shares: what an inode is, apart from where it is stored.
 
-use std::ops::Deref;
+use std::ops::{Deref, DerefMut};
 
 /// The type of an inode (`S_IFMT` of `st_mode`, inode(7)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -138,6 +138,15 @@ impl<T> Deref for Runs<T> {
     fn deref(&self) -> &[T] {
         match self {
             Self::One(run) => std::slice::from_ref(run),
+            Self::Many(runs) => runs,
+        }
+    }
+}
+
+impl<T> DerefMut for Runs<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        match self {
+            Self::One(run) => std::slice::from_mut(run),
             Self::Many(runs) => runs,
         }
     }

@@ -17,25 +17,29 @@ mod names;
 use std::collections::BTreeMap;
 
 use self::dirs::LastDir;
+pub(super) use self::links::{Below, Head};
 use self::names::Names;
 use super::extents::{self, SidePlan};
-use super::misfit::{Fault, Misfit};
+use super::misfit::{Fault, Misfit, shown};
 use super::tree::{Children, Content, Inode, InodeId as Id, ROOT, Tree};
 use crate::inode::{Runs, Time};
 use crate::sys::memory;
-use crate::tar::{Entry, EntryKind, Segment, printable};
+use crate::tar::{Entry, EntryKind, Segment};
 
 /// The most inodes an image may have: far beyond any image, and a bound on memory, since one
 /// entry can ask for two thousand missing parents.
-const INODES_MAX: usize = 8 << 20;
+pub(super) const INODES_MAX: usize = 8 << 20;
+/// What is said of an image beyond that.
+pub(super) const TOO_MANY: &str = "the image has more than eight million inodes";
 
 /// What is known of an inode only when all entries have come.
 #[derive(Debug)]
-enum Late {
+pub(super) enum Late {
     /// A hard link to something that has not come yet; its inode is gone in the end.
     Link(Pending),
     /// A file whose bytes have to be copied to the side blob, if it is still there in the end.
     Sparse {
+        /// Where its bytes are in the tar.
         segments: Runs<Segment>,
         /// Offset of the header that made it.
         offset: u64,
@@ -44,11 +48,13 @@ enum Late {
 
 /// What a hard link says of itself.
 #[derive(Debug, Clone)]
-struct Pending {
+pub(super) struct Pending {
     path: Vec<u8>,
     target: Vec<u8>,
     data: Option<u64>,
     offset: u64,
+    /// Whether the tar had something in the way of its target when it came.
+    barred: bool,
 }
 
 /// What a path leads to.
@@ -71,9 +77,13 @@ pub struct Built {
 pub struct Builder {
     /// The inodes that there are, and those that were replaced, with a link count of 0. The
     /// children of a directory are in the order of their coming.
-    inodes: Vec<Inode>,
+    pub(super) inodes: Vec<Inode>,
     names: Names,
-    late: BTreeMap<Id, Late>,
+    pub(super) late: BTreeMap<Id, Late>,
+    /// The directories that no entry has told of, with the offset of the one that needed them;
+    /// and the paths of such entries.
+    pub(super) implied: BTreeMap<Id, u64>,
+    pub(super) implying: BTreeMap<u64, Box<[u8]>>,
     /// Whether an inode was replaced.
     replaced: bool,
     last_dir: LastDir,
@@ -93,6 +103,8 @@ impl Builder {
             inodes: vec![missing_dir(ROOT)],
             names: Names::new(),
             late: BTreeMap::new(),
+            implied: BTreeMap::from([(ROOT, 0)]),
+            implying: BTreeMap::new(),
             replaced: false,
             last_dir: LastDir::default(),
         }
@@ -103,11 +115,7 @@ impl Builder {
     /// # Errors
     /// [`Fault`] if there is no place for it.
     pub fn add(&mut self, entry: &mut Entry) -> Result<(), Fault> {
-        self.place(entry).map_err(|misfit| Fault {
-            entry: shown(&entry.path),
-            offset: entry.offset,
-            misfit,
-        })
+        self.place(entry).map_err(|misfit| Fault::of(entry, misfit))
     }
 
     fn place(&mut self, entry: &mut Entry) -> Result<(), Misfit> {
@@ -116,12 +124,13 @@ impl Builder {
             return match (&entry.kind, self.inodes.first_mut()) {
                 (EntryKind::Dir, Some(root)) => {
                     told(root, entry);
+                    self.implied.remove(&ROOT);
                     Ok(())
                 }
                 _ => Err(Misfit::RootNotDirectory),
             };
         };
-        let parent = self.make_dir(dir)?;
+        let parent = self.make_dir(dir, entry)?;
         let mut late = None;
         let content = match std::mem::take(&mut entry.kind) {
             EntryKind::Dir => {
@@ -130,6 +139,7 @@ impl Builder {
                     && matches!(inode.content, Content::Dir { .. })
                 {
                     told(inode, entry);
+                    there.map(|id| self.implied.remove(&id));
                     return Ok(());
                 }
                 Content::Dir {
@@ -138,7 +148,8 @@ impl Builder {
                 }
             }
             EntryKind::HardLink { target, data } => match self.find(&target) {
-                Ok(Found::Inode(id)) => {
+                // A directory that no entry tells of may be a symbolic link of a lower layer.
+                Ok(Found::Inode(id)) if !self.implied.contains_key(&id) => {
                     self.check_link(id, &target, data)?;
                     // Also a link to its own name: GNU tar writes it if a file is packed twice.
                     return if self.child(parent, name) == Some(id) {
@@ -148,7 +159,7 @@ impl Builder {
                     };
                 }
                 // What is missing or in the way now may be right when all entries have come.
-                Ok(Found::Nothing) | Err(_) => {
+                found => {
                     if target == path {
                         return Err(Misfit::LinkToItself);
                     }
@@ -157,6 +168,7 @@ impl Builder {
                         target,
                         data,
                         offset: entry.offset,
+                        barred: found.is_err(),
                     }));
                     Content::Fifo
                 }
@@ -207,13 +219,12 @@ impl Builder {
                 self.inodes.push(inode);
                 Ok(Id(id))
             }
-            _ => Err(Misfit::Limit(
-                "the image has more than eight million inodes",
-            )),
+            _ => Err(Misfit::Limit(TOO_MANY)),
         }
     }
 
-    fn child(&mut self, dir: Id, name: &[u8]) -> Option<Id> {
+    /// What `name` in `dir` leads to.
+    pub(super) fn child(&mut self, dir: Id, name: &[u8]) -> Option<Id> {
         let children = self.inodes.get(slot(dir))?.children()?;
         let at = self.names.find(dir, name, children).ok()?;
         children.at(at).map(|(_, id)| id)
@@ -269,8 +280,8 @@ impl Builder {
         Ok(())
     }
 
-    /// The directory `path`, made with all its parents where it is missing.
-    fn make_dir(&mut self, path: &[u8]) -> Result<Id, Misfit> {
+    /// The directory `path`, made with all its parents where it is missing, for `entry`.
+    fn make_dir(&mut self, path: &[u8], entry: &Entry) -> Result<Id, Misfit> {
         let mut dir = self.last_dir.enter(path);
         for (name, so_far) in steps(path, self.last_dir.path.len()) {
             dir = match self.child(dir, name) {
@@ -278,6 +289,9 @@ impl Builder {
                 None => {
                     let id = self.push(missing_dir(dir))?;
                     self.put(dir, name, id)?;
+                    self.implied.insert(id, entry.offset);
+                    let implying = self.implying.entry(entry.offset);
+                    implying.or_insert_with(|| entry.path.as_slice().into());
                     id
                 }
             };
@@ -314,7 +328,12 @@ impl Builder {
     /// # Errors
     /// [`Fault`] if a hard link leads nowhere, or a file is beyond what an index holds.
     pub fn finish(mut self) -> Result<Built, Fault> {
-        let heads = self.resolve_links()?;
+        let heads = self.resolve_links(&mut ())?;
+        let own = |(link, head)| match head {
+            Head::Own(head) => Some((link, head)),
+            Head::Below(_) => None,
+        };
+        let heads: BTreeMap<Id, Id> = heads.into_iter().filter_map(own).collect();
         let mut side = SidePlan::default();
         for (id, late) in std::mem::take(&mut self.late) {
             let Late::Sparse { segments, offset } = late else {
@@ -329,7 +348,7 @@ impl Builder {
                 continue;
             };
             let aside = extents::aside(*size, &segments, &mut side).map_err(|what| Fault {
-                entry: self.path_of(id),
+                entry: path_of(&self.inodes, id),
                 offset,
                 misfit: Misfit::Limit(what),
             })?;
@@ -352,34 +371,45 @@ impl Builder {
         })
     }
 
-    /// A path of `id`, printable. Slow; for errors.
-    fn path_of(&self, id: Id) -> String {
-        let mut names: Vec<&[u8]> = Vec::new();
-        let name_in = |dir: Id, child: Id| {
-            let mut children = self.inode(dir)?.children()?.iter();
-            children.find(|(_, id)| *id == child).map(|(name, _)| name)
-        };
-        let mut dirs = (0..).map(Id).take(self.inodes.len());
-        let first = dirs.find(|&dir| name_in(dir, id).is_some());
-        let (mut child, mut dir) = (id, first.unwrap_or(ROOT));
-        while let Some(name) = name_in(dir, child) {
-            names.push(name);
-            let Some(Content::Dir { parent, .. }) = self.inode(dir).map(|dir| &dir.content) else {
-                break;
-            };
-            (child, dir) = (dir, *parent);
+    /// All entries have come, but what lies below this tar is not known yet: its hard links wait.
+    pub(super) fn rest(&mut self) {
+        for children in self.inodes.iter_mut().filter_map(Inode::children_mut) {
+            children.sort();
         }
-        names.reverse();
-        shown(&names.join(&b'/'))
+        // The positions in it are no more.
+        self.names = Names::new();
+        self.last_dir = LastDir::default();
     }
 }
 
-fn slot(id: Id) -> usize {
+/// A path of `id`, printable. Slow; for errors.
+pub(super) fn path_of(inodes: &[Inode], id: Id) -> String {
+    let mut names: Vec<&[u8]> = Vec::new();
+    let name_in = |dir: Id, child: Id| {
+        let mut children = inodes.get(slot(dir))?.children()?.iter();
+        children.find(|(_, id)| *id == child).map(|(name, _)| name)
+    };
+    let mut dirs = (0..).map(Id).take(inodes.len());
+    let first = dirs.find(|&dir| name_in(dir, id).is_some());
+    let (mut child, mut dir) = (id, first.unwrap_or(ROOT));
+    while let Some(name) = name_in(dir, child) {
+        names.push(name);
+        let Some(Content::Dir { parent, .. }) = inodes.get(slot(dir)).map(|dir| &dir.content)
+        else {
+            break;
+        };
+        (child, dir) = (dir, *parent);
+    }
+    names.reverse();
+    shown(&names.join(&b'/'))
+}
+
+pub(super) fn slot(id: Id) -> usize {
     id.0 as usize
 }
 
 /// A directory that no entry has told of yet.
-fn missing_dir(parent: Id) -> Inode {
+pub(super) fn missing_dir(parent: Id) -> Inode {
     Inode {
         content: Content::Dir {
             children: Children::default(),
@@ -402,8 +432,8 @@ fn told(dir: &mut Inode, entry: &mut Entry) {
 }
 
 /// Removes what was replaced and the hard links in `heads`, which lead to their targets from then
-/// on; the others keep their order.
-fn drop_replaced(inodes: &mut Vec<Inode>, heads: &BTreeMap<Id, Id>) {
+/// on; the others keep their order. Gives the new number of each inode that is left.
+pub(super) fn drop_replaced(inodes: &mut Vec<Inode>, heads: &BTreeMap<Id, Id>) -> Vec<Option<Id>> {
     let mut number = Vec::with_capacity(inodes.len());
     let mut count = 0;
     for (id, inode) in (0..).zip(inodes.iter()) {
@@ -424,18 +454,11 @@ fn drop_replaced(inodes: &mut Vec<Inode>, heads: &BTreeMap<Id, Id>) {
             *children = children.iter().filter_map(led).collect();
         }
     }
-}
-
-fn shown(path: &[u8]) -> String {
-    if path.is_empty() {
-        "./".into()
-    } else {
-        printable(path)
-    }
+    number
 }
 
 /// Directory and last name of a path; `None` for the root.
-fn split(path: &[u8]) -> Option<(&[u8], &[u8])> {
+pub(super) fn split(path: &[u8]) -> Option<(&[u8], &[u8])> {
     if path.is_empty() {
         return None;
     }
@@ -447,7 +470,7 @@ fn split(path: &[u8]) -> Option<(&[u8], &[u8])> {
 
 /// Each name of a path behind its first `from` bytes, which are a path too, with the path that
 /// ends in it.
-fn steps(path: &[u8], from: usize) -> impl Iterator<Item = (&[u8], &[u8])> {
+pub(super) fn steps(path: &[u8], from: usize) -> impl Iterator<Item = (&[u8], &[u8])> {
     let mut end = from + usize::from(from > 0);
     let rest = path.get(end..).unwrap_or_default();
     rest.split(|&b| b == b'/')
@@ -460,4 +483,4 @@ fn steps(path: &[u8], from: usize) -> impl Iterator<Item = (&[u8], &[u8])> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -1,5 +1,10 @@
 //! Why an entry has no place in the tree of an image.
 
+use std::path::Path;
+
+use super::IndexError;
+use crate::tar::{Entry, printable};
+
 /// Why an entry has no place in the tree.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -12,6 +17,17 @@ pub enum Misfit {
         "its path leads through the symbolic link {0}; pack the entry under the directory that the link means"
     )]
     ThroughSymlink(String),
+    /// A symbolic link of a lower layer that the layer takes for a directory.
+    #[error(
+        "its path leads through {0}, a symbolic link in a lower layer, which leads to no directory"
+    )]
+    NoDirectoryBehind(String),
+    /// A whiteout that names nothing.
+    #[error("a whiteout of nothing: what follows .wh. must be a file's name")]
+    EmptyWhiteout,
+    /// A name reserved for whiteouts, used as a directory.
+    #[error("{0} is used as a directory: names that begin with .wh. say what a layer deletes")]
+    BelowWhiteout(String),
     /// A non-directory where a directory with children is.
     #[error("it would replace a directory that is not empty")]
     OverDirectory,
@@ -62,4 +78,34 @@ pub struct Fault {
     pub offset: u64,
     /// What is wrong.
     pub misfit: Misfit,
+}
+
+impl Fault {
+    /// What is wrong with `entry`.
+    pub(super) fn of(entry: &Entry, misfit: Misfit) -> Self {
+        Self {
+            entry: shown(&entry.path),
+            offset: entry.offset,
+            misfit,
+        }
+    }
+
+    /// As the fault of `tar`.
+    pub(super) fn in_tar(self, tar: &Path) -> IndexError {
+        IndexError::Misfit {
+            tar: tar.to_owned(),
+            entry: self.entry,
+            offset: self.offset,
+            misfit: self.misfit,
+        }
+    }
+}
+
+/// A path of the image for a person.
+pub(super) fn shown(path: &[u8]) -> String {
+    if path.is_empty() {
+        "./".into()
+    } else {
+        printable(path)
+    }
 }

@@ -1,12 +1,16 @@
 //! From tars to an index: the file tree of an image, and the building of it.
 //!
 //! [`scan`] reads a tar's headers into a [`Tree`]; [`build`] also writes the index and,
-//! for the few sparse files that need one, the side blob.
+//! for the few sparse files that need one, the side blob. Of an image of layers each tar is read
+//! into a [`Layer`], in parallel with others; [`Flattening`] puts them on top of each other, and
+//! [`write_layers`] writes the index.
 //!
 //! What it never does: print, choose where files lie, publish them (`store` does).
 
 pub mod builder;
 pub mod extents;
+pub mod flatten;
+pub mod layer;
 pub mod misfit;
 pub mod tree;
 
@@ -19,7 +23,9 @@ use crate::erofs::writer::{self, BlobSpec, WriteError};
 use crate::tar::{Entry, Problem, ReadAt, Reader, Stream, TarError};
 use builder::Builder;
 use extents::{SideCopy, SidePlan};
-use misfit::Misfit;
+pub use flatten::{Flat, Flattening, LayerBlob, LayerCopy, write_layers};
+pub use layer::{Layer, scan_layer, scan_layer_file};
+use misfit::{Fault, Misfit};
 use tree::Tree;
 
 /// Entries between two reports of progress.
@@ -109,6 +115,15 @@ pub struct Built {
 /// # Errors
 /// The first thing that is wrong with it; nothing is skipped.
 pub fn scan(tar: &File, path: &Path, progress: &dyn Progress) -> Result<Scan, IndexError> {
+    of_file(tar, path, || scan_source(tar, path, progress))
+}
+
+/// Does `scan` with `tar`, which has to be a regular file and must not change meanwhile.
+fn of_file<T>(
+    tar: &File,
+    path: &Path,
+    scan: impl FnOnce() -> Result<T, IndexError>,
+) -> Result<T, IndexError> {
     let fail = |problem| TarError::new(path.to_owned(), None, 0, problem);
     let before = tar.metadata().map_err(|e| fail(e.into()))?;
     let kind = before.file_type();
@@ -124,7 +139,7 @@ pub fn scan(tar: &File, path: &Path, progress: &dyn Progress) -> Result<Scan, In
     if let Some(wrong) = wrong {
         return Err(fail(Problem::WrongFileType(wrong)).into());
     }
-    let scan = scan_source(tar, path, progress)?;
+    let scan = scan()?;
     unchanged(tar, path, &before)?;
     Ok(scan)
 }
@@ -138,32 +153,38 @@ pub fn scan_source<R: ReadAt + ?Sized>(
     path: &Path,
     progress: &dyn Progress,
 ) -> Result<Scan, IndexError> {
-    let misfit = |fault: misfit::Fault| IndexError::Misfit {
-        tar: path.to_owned(),
-        entry: fault.entry,
-        offset: fault.offset,
-        misfit: fault.misfit,
-    };
-    let mut reader = Reader::new(tar, path)?;
     let mut builder = Builder::new();
-    let mut entries = 0_u64;
-    let mut entry = Entry::default();
-    while reader.read_entry(&mut entry)? {
-        builder.add(&mut entry).map_err(misfit)?;
-        entries += 1;
-        if entries.is_multiple_of(REPORT_EVERY) {
-            progress.at(reader.position(), reader.tar_len());
-        }
-    }
-    let tar_len = reader.tar_len();
-    let builder::Built { tree, side } = builder.finish().map_err(misfit)?;
-    progress.at(tar_len, tar_len);
+    let (tar_len, entries) = read_entries(tar, path, progress, |entry| builder.add(entry))?;
+    let built = builder.finish().map_err(|fault| fault.in_tar(path))?;
+    let builder::Built { tree, side } = built;
     Ok(Scan {
         tree,
         side,
         tar_len,
         entries,
     })
+}
+
+/// Gives each entry of `tar` to `place`. Its length, and how many entries there are.
+fn read_entries<R: ReadAt + ?Sized>(
+    tar: &R,
+    path: &Path,
+    progress: &dyn Progress,
+    mut place: impl FnMut(&mut Entry) -> Result<(), Fault>,
+) -> Result<(u64, u64), IndexError> {
+    let mut reader = Reader::new(tar, path)?;
+    let mut entries = 0_u64;
+    let mut entry = Entry::default();
+    while reader.read_entry(&mut entry)? {
+        place(&mut entry).map_err(|fault| fault.in_tar(path))?;
+        entries += 1;
+        if entries.is_multiple_of(REPORT_EVERY) {
+            progress.at(reader.position(), reader.tar_len());
+        }
+    }
+    let tar_len = reader.tar_len();
+    progress.at(tar_len, tar_len);
+    Ok((tar_len, entries))
 }
 
 /// [`scan`] for a tar that comes as a stream, as while it is being fetched and written to a file:

@@ -2,7 +2,42 @@
 
 use std::collections::BTreeMap;
 
-use super::{Builder, Content, Fault, Found, Id, Late, Misfit, Pending, shown};
+use super::{Builder, Content, Fault, Found, Id, Inode, Late, Misfit, Pending, shown};
+
+/// What lies below a tar, for those of its hard links that came where it did not have their
+/// target.
+pub(in crate::index) trait Below {
+    /// What `target` leads to there, as far as `above`, the tar that has the link, does not hide
+    /// it.
+    ///
+    /// # Errors
+    /// [`Misfit`] if that cannot be told.
+    fn find(&mut self, above: &mut Builder, target: &[u8]) -> Result<Option<Id>, Misfit>;
+    /// An inode there.
+    fn inode(&self, id: Id) -> Option<&Inode>;
+    /// One of its inodes has so many more names.
+    fn named(&mut self, id: Id, names: u32);
+}
+
+/// Nothing: an image of one tar.
+impl Below for () {
+    fn find(&mut self, _above: &mut Builder, _target: &[u8]) -> Result<Option<Id>, Misfit> {
+        Ok(None)
+    }
+    fn inode(&self, _id: Id) -> Option<&Inode> {
+        None
+    }
+    fn named(&mut self, _id: Id, _names: u32) {}
+}
+
+/// What a hard link leads to in the end.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::index) enum Head {
+    /// An inode of this tar.
+    Own(Id),
+    /// One that lies below it.
+    Below(Id),
+}
 
 impl Builder {
     /// Checks that a hard link may lead to `id`, and carries no other content than it has.
@@ -12,29 +47,20 @@ impl Builder {
         target: &[u8],
         data: Option<u64>,
     ) -> Result<(), Misfit> {
-        let target = || shown(target);
-        let differs = |carried, size| {
-            Err(Misfit::LinkContent {
-                target: target(),
-                carried,
-                size,
-            })
-        };
-        match (self.inode(id).map(|inode| &inode.content), data) {
-            (Some(Content::Dir { .. }), _) => Err(Misfit::LinkToDirectory(target())),
-            (Some(Content::File { size, .. }), Some(carried)) if carried != *size => {
-                differs(carried, *size)
-            }
-            (Some(Content::File { .. }) | None, _) | (_, None) => Ok(()),
-            // What a link that waits leads to is not known yet.
-            (Some(_), _) if matches!(self.late.get(&id), Some(Late::Link(_))) => Ok(()),
-            (Some(_), Some(carried)) => differs(carried, 0),
+        // What a link that waits leads to is not known yet.
+        if matches!(self.late.get(&id), Some(Late::Link(_))) {
+            return Ok(());
         }
+        fits(self.inode(id), target, data)
     }
 
     /// Follows each hard link that came before its target; gives what each leads to in the end,
-    /// and counts the names there.
-    pub(super) fn resolve_links(&mut self) -> Result<BTreeMap<Id, Id>, Fault> {
+    /// and counts the names there. What lies `below` was there when the link came, so it is
+    /// before what has come later.
+    pub(in crate::index) fn resolve_links(
+        &mut self,
+        below: &mut dyn Below,
+    ) -> Result<BTreeMap<Id, Head>, Fault> {
         let mut heads = BTreeMap::new();
         let lives = |id: Id| self.inode(id).is_some_and(|inode| inode.nlink > 0);
         let waits = |late: &Late| matches!(late, Late::Link(_));
@@ -53,22 +79,29 @@ impl Builder {
                 }
                 let link = match self.late.get(&at) {
                     Some(Late::Link(link)) => link.clone(),
-                    _ => break at,
+                    _ => break Head::Own(at),
                 };
                 let fail = |misfit| Fault {
                     entry: shown(&link.path),
                     offset: link.offset,
                     misfit,
                 };
+                let barred = |misfit| {
+                    let (target, misfit) = (shown(&link.target), Box::new(misfit));
+                    fail(Misfit::LinkTarget { target, misfit })
+                };
+                if !link.barred
+                    && let Some(head) = below.find(self, &link.target).map_err(barred)?
+                {
+                    chain.push(at);
+                    break Head::Below(head);
+                }
                 let next = match self.find(&link.target) {
                     Ok(Found::Inode(next)) => next,
                     Ok(Found::Nothing) => {
                         return Err(fail(Misfit::LinkToNothing(shown(&link.target))));
                     }
-                    Err(misfit) => {
-                        let (target, misfit) = (shown(&link.target), Box::new(misfit));
-                        return Err(fail(Misfit::LinkTarget { target, misfit }));
-                    }
+                    Err(misfit) => return Err(barred(misfit)),
                 };
                 chain.push(at);
                 if next == at {
@@ -86,24 +119,53 @@ impl Builder {
                     target,
                     data,
                     offset,
+                    ..
                 })) = self.late.get(&link)
                 {
-                    self.check_link(head, target, *data)
-                        .map_err(|misfit| Fault {
-                            entry: shown(path),
-                            offset: *offset,
-                            misfit,
-                        })?;
+                    let inode = match head {
+                        Head::Own(head) => self.inode(head),
+                        Head::Below(head) => below.inode(head),
+                    };
+                    fits(inode, target, *data).map_err(|misfit| Fault {
+                        entry: shown(path),
+                        offset: *offset,
+                        misfit,
+                    })?;
                 }
                 heads.insert(link, head);
             }
         }
         for (&link, &head) in &heads {
             let names = self.inode(link).map_or(0, |inode| inode.nlink);
-            if let Some(inode) = self.inode_mut(head) {
-                inode.nlink = inode.nlink.saturating_add(names);
+            match head {
+                Head::Below(head) => below.named(head, names),
+                Head::Own(head) => {
+                    if let Some(inode) = self.inode_mut(head) {
+                        inode.nlink = inode.nlink.saturating_add(names);
+                    }
+                }
             }
         }
         Ok(heads)
+    }
+}
+
+/// Checks that a hard link to `inode` may be, and carries no other content than it has.
+fn fits(inode: Option<&Inode>, target: &[u8], data: Option<u64>) -> Result<(), Misfit> {
+    let target = || shown(target);
+    let differs = |carried, size| {
+        Err(Misfit::LinkContent {
+            target: target(),
+            carried,
+            size,
+        })
+    };
+    match (inode.map(|inode| &inode.content), data) {
+        (Some(Content::Dir { .. }), _) => Err(Misfit::LinkToDirectory(target())),
+        (Some(Content::File { size, .. }), Some(carried)) if carried != *size => {
+            differs(carried, *size)
+        }
+        (Some(Content::File { .. }) | None, _) | (_, None) => Ok(()),
+        (Some(_), Some(carried)) => differs(carried, 0),
     }
 }

@@ -26,7 +26,7 @@ fn refused(tar: Tar, why: &str) {
 }
 
 /// What the writer relies on.
-fn check(tree: &Tree) {
+pub(in crate::index) fn check(tree: &Tree) {
     let mut names = vec![0_u32; tree.inodes.len()];
     for (i, inode) in tree.inodes.iter().enumerate() {
         if let Content::Dir { children, parent } = &inode.content {
@@ -52,7 +52,7 @@ fn check(tree: &Tree) {
     }
 }
 
-fn get<'a>(tree: &'a Tree, path: &str) -> (InodeId, &'a Inode) {
+pub(in crate::index) fn get<'a>(tree: &'a Tree, path: &str) -> (InodeId, &'a Inode) {
     let mut id = super::super::tree::ROOT;
     for name in path.split('/').filter(|p| !p.is_empty()) {
         let Content::Dir { children, .. } = &tree.inodes[id.0 as usize].content else {
