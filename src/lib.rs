@@ -10,6 +10,7 @@ pub mod sys;
 pub mod actor;
 pub mod compress;
 pub mod erofs;
+pub mod flatten;
 pub mod fuse;
 pub mod index;
 pub mod lower;

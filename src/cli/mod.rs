@@ -6,6 +6,8 @@ mod cat;
 mod demo;
 mod doctor;
 mod engine;
+mod flatten;
+mod gc;
 mod generate;
 mod helper;
 mod image;
@@ -82,6 +84,7 @@ enum Command {
     Stat(stat::Args),
     Tree(tree::Args),
     Inspect(inspect::Args),
+    Flatten(flatten::Args),
     Doctor(doctor::Args),
     Demo(demo::Args),
     Bench(bench::Args),
@@ -138,6 +141,7 @@ fn run(global: &Global, command: Command) -> anyhow::Result<ExitCode> {
         Command::Stat(args) => stat::run(global, args),
         Command::Tree(args) => tree::run(global, args),
         Command::Inspect(args) => inspect::run(global, args),
+        Command::Flatten(args) => flatten::run(global, args),
         Command::Doctor(args) => doctor::run(global, args),
         Command::Demo(args) => demo::run(global, args),
         Command::Bench(args) => bench::run(global, args),

@@ -1,0 +1,180 @@
+//! Where a flattened tar goes: a file that is there whole or not at all, or a stream.
+//!
+//! A regular file is written without a name (`O_TMPFILE`), so that nothing is left of it whoever
+//! ends the process, synced, given a name beside the one it is to have, and renamed to that.
+
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::RenameFlags;
+use rustix::io::Errno;
+
+use crate::lower::Lower;
+use crate::sys;
+
+use super::{FlattenError, Flattened, OnProgress, Options, write};
+
+/// Temporary names that are tried.
+const TRIES: u32 = 100;
+/// Of the new file, but for what umask(2) takes.
+const MODE: u32 = 0o666;
+
+/// What a path of an output file leads to.
+#[derive(Debug)]
+pub enum Target {
+    /// A device, a pipe: to be written to as it is.
+    Stream(File),
+    /// A regular file, to be made or replaced ([`write_file`]), never a symbolic link.
+    File(PathBuf),
+}
+
+impl Target {
+    /// Finds out. A symbolic link to a regular file leads to that: the link stays.
+    ///
+    /// # Errors
+    /// [`FlattenError::Output`]: a directory, a symbolic link that leads nowhere, or the system's.
+    pub fn of(path: &Path) -> Result<Self, FlattenError> {
+        let fail = |source| FlattenError::Output {
+            path: path.to_owned(),
+            source,
+        };
+        match fs::metadata(path) {
+            Ok(metadata) if metadata.is_dir() => Err(fail(io::ErrorKind::IsADirectory.into())),
+            // /dev/stdout leads through /proc to a file that the caller holds open.
+            Ok(metadata) if metadata.is_file() => {
+                fs::canonicalize(path).map(Self::File).map_err(fail)
+            }
+            Ok(_) => File::options()
+                .write(true)
+                .open(path)
+                .map(Self::Stream)
+                .map_err(fail),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => match fs::symlink_metadata(path) {
+                Ok(_) => Err(fail(io::Error::other("a symbolic link that leads nowhere"))),
+                Err(_) => Ok(Self::File(path.to_owned())),
+            },
+            Err(e) => Err(fail(e)),
+        }
+    }
+}
+
+/// Writes the flattened tar of `lower` to the file `path`, in place of what regular file is there.
+///
+/// # Errors
+/// [`FlattenError`]; then nothing has changed.
+pub fn write_file(
+    lower: &Lower,
+    options: &Options,
+    path: &Path,
+    progress: OnProgress<'_>,
+) -> Result<Flattened, FlattenError> {
+    let fail = |source| FlattenError::Output {
+        path: path.to_owned(),
+        source,
+    };
+    let mut file = NewFile::beside(path).map_err(fail)?;
+    let made = write(lower, options, &mut file.file, progress).map_err(|error| match error {
+        FlattenError::Write(source) => fail(source),
+        other => other,
+    })?;
+    file.publish().map_err(fail)?;
+    Ok(made)
+}
+
+/// A file that does not have its name yet.
+struct NewFile<'a> {
+    dir: File,
+    name: &'a OsStr,
+    file: File,
+    /// The name that it has meanwhile.
+    temp: Option<String>,
+}
+
+impl<'a> NewFile<'a> {
+    fn beside(path: &'a Path) -> io::Result<Self> {
+        let name = path.file_name().ok_or(io::ErrorKind::IsADirectory)?;
+        let parent = path.parent().filter(|dir| !dir.as_os_str().is_empty());
+        let parent = parent.unwrap_or(Path::new("."));
+        let dir = File::open(parent)?;
+        let unnamed = File::options()
+            .write(true)
+            .mode(MODE)
+            .custom_flags(libc::O_TMPFILE)
+            .open(parent);
+        let (file, temp) = match unnamed {
+            Ok(file) => (file, None),
+            // A filesystem without (or a kernel: open(2)).
+            Err(e)
+                if matches!(
+                    Errno::from_io_error(&e),
+                    Some(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL)
+                ) =>
+            {
+                let create = |temp: &str| {
+                    File::options()
+                        .write(true)
+                        .create_new(true)
+                        .mode(MODE)
+                        .open(parent.join(temp))
+                };
+                let (file, temp) = named(create)?;
+                (file, Some(temp))
+            }
+            Err(e) => return Err(e),
+        };
+        Ok(Self {
+            dir,
+            name,
+            file,
+            temp,
+        })
+    }
+
+    /// Gives the file its name, for good.
+    fn publish(mut self) -> io::Result<()> {
+        self.file.sync_all()?;
+        let dir = self.dir.as_fd();
+        let temp = match &self.temp {
+            Some(temp) => temp,
+            None => {
+                let link = |temp: &str| {
+                    sys::fs::link_fd(self.file.as_fd(), dir, temp.as_bytes()).map_err(Into::into)
+                };
+                let ((), temp) = named(link)?;
+                self.temp.insert(temp)
+            }
+        };
+        let (temp, name) = (temp.as_bytes(), self.name.as_bytes());
+        sys::fs::rename(dir, temp, dir, name, RenameFlags::empty())?;
+        self.temp = None;
+        self.dir.sync_all()
+    }
+}
+
+impl Drop for NewFile<'_> {
+    fn drop(&mut self) {
+        if let Some(temp) = &self.temp
+            && let Err(error) = sys::fs::unlink(self.dir.as_fd(), temp.as_bytes())
+        {
+            tracing::warn!("{temp}: a temporary file is left: {error}");
+        }
+    }
+}
+
+/// Does `make` with a name that is free.
+fn named<T>(make: impl Fn(&str) -> io::Result<T>) -> io::Result<(T, String)> {
+    let mut n = 0;
+    loop {
+        let temp = format!(".tarnfs-{}-{n}.tmp", std::process::id());
+        match make(&temp) {
+            Ok(made) => return Ok((made, temp)),
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists && n < TRIES => n += 1,
+            Err(e) => return Err(e),
+        }
+    }
+}
