@@ -308,6 +308,25 @@ fn where_it_is_written() {
     let said: Value = serde_json::from_slice(&output.stderr).unwrap();
     assert_eq!(said["digest"], digest.trim_end());
 
+    // Where standard output is a file, that very one.
+    let open = sandbox.at("open.tar");
+    let file = File::create_new(&open).unwrap();
+    let status = Command::new(TARNFS)
+        .env("TARNFS_STORE", sandbox.at("store"))
+        .args([
+            "flatten".as_ref(),
+            "-o/dev/stdout".as_ref(),
+            tar.as_os_str(),
+        ])
+        .stdout(file.try_clone().unwrap())
+        .status()
+        .unwrap();
+    assert!(status.success() && fs::read(&open).unwrap() == want);
+    assert_eq!(
+        file.metadata().unwrap().ino(),
+        fs::metadata(&open).unwrap().ino()
+    );
+
     // A pipe with a name.
     let fifo = sandbox.at("fifo");
     ok("mkfifo", [fifo.as_os_str()]);

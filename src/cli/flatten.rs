@@ -8,8 +8,8 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
 use serde_json::json;
-use tarnfs::flatten::{self, Align, Flattened, Options, Target};
-use tarnfs::store::Progress;
+use tarnfs::flatten::{self, Align, FlattenError, Flattened, Options, Target};
+use tarnfs::store::{BlobPlace, Progress};
 
 use super::{Global, image, print};
 
@@ -47,10 +47,8 @@ fn align(text: &str) -> Result<Align, String> {
 }
 
 pub(crate) fn run(global: &Global, args: Args) -> anyhow::Result<ExitCode> {
-    let output = args
-        .output
-        .as_deref()
-        .filter(|path| *path != Path::new("-"));
+    let output = args.output.as_deref();
+    let output = output.filter(|path| *path != Path::new("-") && !is_stdout(path));
     if args.output.is_none() && io::stdout().is_terminal() {
         bail!("standard output is a terminal: name a file with -o FILE");
     }
@@ -69,7 +67,7 @@ pub(crate) fn run(global: &Global, args: Args) -> anyhow::Result<ExitCode> {
         None => {
             let stdout = io::stdout().as_fd().try_clone_to_owned();
             (
-                "standard output".into(),
+                "standard output".to_owned(),
                 File::from(stdout.context("standard output")?),
             )
         }
@@ -82,8 +80,12 @@ pub(crate) fn run(global: &Global, args: Args) -> anyhow::Result<ExitCode> {
             Target::Stream(stream) => (path.display().to_string(), stream),
         },
     };
-    let made = flatten::write(&lower, &options, &mut { stream }, &mut progress).context(name);
+    let made = flatten::write(&lower, &options, &mut { stream }, &mut progress);
     drop(bar);
+    let made = made.map_err(|error| match error {
+        FlattenError::Write(source) => anyhow::Error::new(source).context(name),
+        other => other.into(),
+    });
     print::finish(made.and_then(|made| {
         // Standard output may be the very stream.
         if args.json {
@@ -91,6 +93,14 @@ pub(crate) fn run(global: &Global, args: Args) -> anyhow::Result<ExitCode> {
         }
         Ok(())
     }))
+}
+
+/// Whether `path` is what standard output is, as /dev/stdout is: a file behind it that the caller
+/// has opened is to be written to and not replaced.
+fn is_stdout(path: &Path) -> bool {
+    let stdout = rustix::fs::fstat(io::stdout());
+    let there = rustix::fs::stat(path);
+    matches!((stdout, there), (Ok(a), Ok(b)) if (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino))
 }
 
 fn show(args: &Args, made: Flattened, out: &mut dyn Write) -> anyhow::Result<()> {

@@ -96,37 +96,32 @@ struct NewFile<'a> {
 }
 
 impl<'a> NewFile<'a> {
+    /// A file that is to be `path`.
     fn beside(path: &'a Path) -> io::Result<Self> {
+        Self::make(path, |parent| {
+            let unnamed = File::options()
+                .write(true)
+                .mode(MODE)
+                .custom_flags(libc::O_TMPFILE)
+                .open(parent);
+            let errno = unnamed.as_ref().err().and_then(Errno::from_io_error);
+            match errno {
+                // A filesystem without O_TMPFILE, or a kernel (open(2)).
+                Some(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => temporary(parent),
+                _ => Ok((unnamed?, None)),
+            }
+        })
+    }
+
+    fn make(
+        path: &'a Path,
+        open: impl FnOnce(&Path) -> io::Result<(File, Option<String>)>,
+    ) -> io::Result<Self> {
         let name = path.file_name().ok_or(io::ErrorKind::IsADirectory)?;
         let parent = path.parent().filter(|dir| !dir.as_os_str().is_empty());
         let parent = parent.unwrap_or(Path::new("."));
         let dir = File::open(parent)?;
-        let unnamed = File::options()
-            .write(true)
-            .mode(MODE)
-            .custom_flags(libc::O_TMPFILE)
-            .open(parent);
-        let (file, temp) = match unnamed {
-            Ok(file) => (file, None),
-            // A filesystem without (or a kernel: open(2)).
-            Err(e)
-                if matches!(
-                    Errno::from_io_error(&e),
-                    Some(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL)
-                ) =>
-            {
-                let create = |temp: &str| {
-                    File::options()
-                        .write(true)
-                        .create_new(true)
-                        .mode(MODE)
-                        .open(parent.join(temp))
-                };
-                let (file, temp) = named(create)?;
-                (file, Some(temp))
-            }
-            Err(e) => return Err(e),
-        };
+        let (file, temp) = open(parent)?;
         Ok(Self {
             dir,
             name,
@@ -166,6 +161,19 @@ impl Drop for NewFile<'_> {
     }
 }
 
+/// A new file in `parent` with a name for the time being.
+fn temporary(parent: &Path) -> io::Result<(File, Option<String>)> {
+    let create = |temp: &str| {
+        File::options()
+            .write(true)
+            .create_new(true)
+            .mode(MODE)
+            .open(parent.join(temp))
+    };
+    let (file, temp) = named(create)?;
+    Ok((file, Some(temp)))
+}
+
 /// Does `make` with a name that is free.
 fn named<T>(make: impl Fn(&str) -> io::Result<T>) -> io::Result<(T, String)> {
     let mut n = 0;
@@ -176,5 +184,41 @@ fn named<T>(make: impl Fn(&str) -> io::Result<T>) -> io::Result<(T, String)> {
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists && n < TRIES => n += 1,
             Err(e) => return Err(e),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    #[test]
+    fn a_new_file_has_its_name_when_it_is_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("out");
+        let names = || fs::read_dir(dir.path()).unwrap().count();
+        for named in [false, true] {
+            let new = || match named {
+                false => NewFile::beside(&path).unwrap(),
+                true => NewFile::make(&path, temporary).unwrap(),
+            };
+            let before = names();
+            drop(new());
+            assert_eq!(names(), before);
+            let (mut one, mut two) = (new(), new());
+            one.file.write_all(b"one").unwrap();
+            two.file.write_all(b"two").unwrap();
+            one.publish().unwrap();
+            assert_eq!(fs::read(&path).unwrap(), b"one");
+            two.publish().unwrap();
+            assert_eq!(fs::read(&path).unwrap(), b"two");
+            assert_eq!(names(), 1);
+        }
+        // A name that is taken by a directory: nothing is left.
+        let taken = dir.path().join("taken");
+        fs::create_dir(&taken).unwrap();
+        assert!(NewFile::beside(&taken).unwrap().publish().is_err());
+        assert_eq!(names(), 2);
     }
 }

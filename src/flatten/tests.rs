@@ -589,3 +589,68 @@ proptest! {
         prop_assert_eq!(flatten(&flat), flat);
     }
 }
+
+/// Takes so many bytes.
+struct Narrow(usize);
+
+impl Write for Narrow {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0 = self
+            .0
+            .checked_sub(bytes.len())
+            .ok_or(io::ErrorKind::StorageFull)?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_full_output_is_an_error() {
+    let image = Indexed::new(&Tar::new().file("f", &[7; 5000]).end());
+    let whole = image.flatten().len();
+    let run = |room| {
+        write(
+            &image.lower,
+            &image.options,
+            &mut Narrow(room),
+            &mut |_, _| (),
+        )
+    };
+    assert!(run(whole).is_ok());
+    assert!(matches!(run(whole - 1), Err(FlattenError::Write(_))));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    #[test]
+    fn a_damaged_index_is_a_tar_or_an_error(
+        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
+    ) {
+        let tar = [
+            &sparse("dir/s", 1 << 20, &[(100, 7), (5000, 5000)]).0[..],
+            &sparse("t", 1 << 20, &[(4096, 8192), (65_536, 512)]).0,
+            &Tar::new()
+                .pax(&[("SCHILY.xattr.user.a", b"b")])
+                .file("f", &[7; 5000])
+                .hard_link("dir/g", "f")
+                .symlink("dir/l", "f")
+                .end(),
+        ]
+        .concat();
+        let image = Indexed::new(&tar);
+        let mut index = fs::read(image.lower.index_path()).unwrap();
+        for (at, byte) in changes {
+            // Not the superblock, which has a checksum.
+            let at = 2048 + at.index(index.len() - 2048);
+            index[at] ^= byte;
+        }
+        let bytes = crate::erofs::reader::Bytes::Owned(index);
+        if let Ok(lower) = Lower::of_bytes(Path::new("index"), bytes, image.lower.blobs().cloned().collect()) {
+            drop(write(&lower, &image.options, &mut Narrow(64 << 20), &mut |_, _| ()));
+        }
+    }
+}
