@@ -159,6 +159,11 @@ impl<R: Read> Hashed<R> {
         self.len == 0
     }
 
+    /// What is read.
+    pub fn get_mut(&mut self) -> &mut R {
+        &mut self.input
+    }
+
     /// The digest of what was read, and how many bytes it was.
     #[must_use]
     pub fn finish(self) -> (Digest, u64) {

@@ -12,6 +12,7 @@ pub mod compress;
 pub mod erofs;
 pub mod flatten;
 pub mod fuse;
+pub mod import;
 pub mod index;
 pub mod lower;
 pub mod mount;

@@ -110,6 +110,12 @@ impl Bundle {
         Ok(Self { dir, record })
     }
 
+    /// The record that makes the directory a bundle: gone when the bundle is.
+    #[must_use]
+    pub fn record_path(&self) -> PathBuf {
+        self.dir.join(RECORD)
+    }
+
     /// Where the root filesystem is to be mounted.
     #[must_use]
     pub fn rootfs(&self) -> PathBuf {

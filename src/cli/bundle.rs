@@ -7,8 +7,9 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context, bail};
 
 use super::engine::EngineName;
+use super::image::ImageArg;
 use super::prefetch::PrefetchArgs;
-use super::run::{ProgramArgs, parse_net, work_beside};
+use super::run::{ProgramArgs, image_config, parse_net, work_beside};
 use super::{Global, image};
 use tarnfs::actor::bundle::{self, Bundle, Config, Record};
 use tarnfs::actor::spec::Net;
@@ -53,7 +54,7 @@ pub(crate) struct Args {
     /// With --remove: leave DIR/upper and DIR/work
     #[arg(long, requires = "remove")]
     keep_upper: bool,
-    /// The image: a tar
+    /// The image: a tar, a name or digest of the store, or where to import it from
     #[arg(value_name = "IMAGE", required_unless_present = "remove")]
     image: Option<PathBuf>,
     /// The bundle's directory, made if missing
@@ -73,12 +74,21 @@ pub(crate) fn run(global: &Global, args: Args) -> anyhow::Result<ExitCode> {
         bundle::remove(dir, args.keep_upper)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let (Some(tar), Some(dir)) = (&args.image, &args.dir) else {
+    let (Some(image), Some(dir)) = (&args.image, &args.dir) else {
         bail!("give an image and a directory");
     };
-    let tar = tar
-        .canonicalize()
-        .with_context(|| tar.display().to_string())?;
+    // Before anything is made: a bad image leaves no directory behind.
+    let store = image::store(global)?;
+    let asked = ImageArg::parse(&store, image.as_os_str())?;
+    let found = asked.get(&store)?;
+    // What it is mounted by later: of an image of the store the digest, which no tag changes.
+    let name: PathBuf = match (found.record().digest, asked) {
+        (Some(digest), _) => digest.to_string().into(),
+        (None, ImageArg::Tar(tar)) => tar
+            .canonicalize()
+            .with_context(|| tar.display().to_string())?,
+        (None, other) => other.text().into(),
+    };
     let absolute = |path: &PathBuf| std::path::absolute(path);
     let upper = args.upper.as_ref().map(absolute).transpose()?;
     let work = match (&args.work, &upper) {
@@ -87,19 +97,18 @@ pub(crate) fn run(global: &Global, args: Args) -> anyhow::Result<ExitCode> {
         (None, None) => None,
     };
     let config = Config {
-        program: args.program.program(&args.command)?,
+        program: args
+            .program
+            .program(&image_config(&found)?, &args.command)?,
         terminal: args.terminal,
         hostname: args.program.hostname.clone(),
         net: args.net,
         no_new_privs: args.program.no_new_privs,
         rootless: rootless(),
     };
-    // Before anything is made: a bad image leaves no directory behind.
-    let store = image::store(global)?;
-    image::image(global, &tar)?;
     let existed = args.dir.as_ref().is_some_and(|dir| dir.exists());
     let record = Record {
-        image: tar.clone(),
+        image: name.clone(),
         read_only: args.read_only,
         upper,
         work,
@@ -107,7 +116,11 @@ pub(crate) fn run(global: &Global, args: Args) -> anyhow::Result<ExitCode> {
     };
     let options = mount_options(&args, store.dir())?;
     let bundle = Bundle::prepare(dir, record)?;
-    let made = mount(&bundle, &options, &tar).and_then(|mounted| {
+    if let Some(own) = found.record().digest {
+        // Also where it is not mounted: the same command mounts it again.
+        store.add_root(&own, bundle.record_path().as_path())?;
+    }
+    let made = mount(&bundle, &options, &name).and_then(|mounted| {
         if mounted {
             bundle.configure(&config)?;
         }
@@ -140,7 +153,7 @@ fn mount_options(args: &Args, store: &Path) -> anyhow::Result<Vec<OsString>> {
 
 /// Mounts the root filesystem as `tarnfs mount` does, by that very command: its server stays in
 /// the background, if it has one. False when it failed, and has said why.
-fn mount(bundle: &Bundle, options: &[OsString], tar: &Path) -> anyhow::Result<bool> {
+fn mount(bundle: &Bundle, options: &[OsString], image: &Path) -> anyhow::Result<bool> {
     if bundle.is_mounted()? {
         return Ok(true);
     }
@@ -152,7 +165,7 @@ fn mount(bundle: &Bundle, options: &[OsString], tar: &Path) -> anyhow::Result<bo
     };
     let status = command
         .arg("--")
-        .arg(tar)
+        .arg(image)
         .arg(bundle.rootfs())
         .status()
         .context("tarnfs mount")?;

@@ -26,7 +26,7 @@ pub(crate) struct Args {
     /// An object for each file: path, size, encoding (utf-8 or base64), content
     #[arg(long)]
     json: bool,
-    /// The image: a tar
+    /// The image: a tar, a name or digest of the store, or where to import it from
     image: PathBuf,
     /// Paths in the image
     #[arg(required = true)]

@@ -1,13 +1,24 @@
-//! What the commands that open an image share: the store, the image, the progress bar.
+//! IMAGE on the command line: a tar, an image of the store, or a place to import it from.
 
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use indicatif::{ProgressBar, ProgressStyle};
+use tarnfs::compress::{self, Format};
+use tarnfs::digest::Digest;
+use tarnfs::import::{self, Imported, Options};
 use tarnfs::lower::Lower;
-use tarnfs::store::{Image, Progress, Store};
+use tarnfs::source::location::{self, Location};
+use tarnfs::source::registry::{Registry, RegistryOptions, default_auth_files};
+use tarnfs::source::{Source, SourceError};
+use tarnfs::store::{Image, Progress, Store, TarIdentity};
 
 use super::Global;
+use super::progress::Bars;
 
 /// The store that the command line, the environment or the user's home names. The environment is
 /// read here and nowhere below.
@@ -15,7 +26,6 @@ pub(crate) fn store(global: &Global) -> anyhow::Result<Store> {
     if let Some(dir) = &global.store {
         return Ok(Store::open(dir));
     }
-    let var = |name| std::env::var_os(name).map(PathBuf::from);
     let (data, home) = (var("XDG_DATA_HOME"), var("HOME"));
     let root = rustix::process::geteuid().is_root();
     Store::default_dir(root, data.as_deref(), home.as_deref())
@@ -25,17 +35,282 @@ pub(crate) fn store(global: &Global) -> anyhow::Result<Store> {
         )
 }
 
-/// The image of a tar: from the store, or made now, with a progress bar on a terminal.
-pub(crate) fn image(global: &Global, tar: &Path) -> anyhow::Result<Image> {
-    let mut bar = Bar::new("indexing");
-    Ok(store(global)?.tar_image(tar, &mut |p| bar.on(p))?)
+fn var(name: &str) -> Option<PathBuf> {
+    std::env::var_os(name).map(PathBuf::from)
+}
+
+/// What IMAGE means.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum ImageArg {
+    /// A local file: a tar, compressed or not.
+    Tar(PathBuf),
+    /// An image of the store, by what it was called.
+    Stored(String, Digest),
+    /// Somewhere else.
+    Elsewhere(Location),
+    /// Nothing: what was written, and why it means nothing. Whoever needs the image says so.
+    Nothing(String, String),
+}
+
+impl ImageArg {
+    /// What `text` means: a place with a prefix, else a file, else an image of the store.
+    pub(crate) fn parse(store: &Store, text: &OsStr) -> anyhow::Result<Self> {
+        if let Some(location) = location::parse(text)? {
+            return Ok(Self::Elsewhere(location));
+        }
+        let path = Path::new(text);
+        let there = fs::metadata(path);
+        if there.as_ref().is_ok_and(|found| !found.is_dir()) {
+            return Ok(Self::Tar(path.to_owned()));
+        }
+        if let Some(text) = text.to_str()
+            && let Some(digest) = store.resolve(text)?
+        {
+            return Ok(Self::Stored(text.to_owned(), digest));
+        }
+        let shown = path.display().to_string();
+        Ok(match there {
+            Ok(_) => {
+                let why = format!(
+                    "not a regular file but a directory; write oci:{shown} for an OCI image \
+                     layout, dir:{shown} for what `skopeo copy … dir:` has written"
+                );
+                Self::Nothing(shown, why)
+            }
+            Err(_) if is_path(text) => Self::Tar(path.to_owned()),
+            Err(error) => {
+                let store = store.dir().display();
+                let why = format!("{error}, and no image of the store {store} is called so");
+                Self::Nothing(shown, why)
+            }
+        })
+    }
+
+    /// The same from any directory.
+    pub(crate) fn absolute(self) -> anyhow::Result<Self> {
+        let of =
+            |path: &Path| std::path::absolute(path).with_context(|| path.display().to_string());
+        let here = |rest: OsString| of(Path::new(&rest)).map(PathBuf::into_os_string);
+        Ok(match self {
+            Self::Tar(path) => Self::Tar(of(&path)?),
+            Self::Elsewhere(location) => Self::Elsewhere(match location {
+                Location::Oci(rest) => Location::Oci(here(rest)?),
+                Location::OciArchive(rest) => Location::OciArchive(here(rest)?),
+                Location::DockerArchive(rest) => Location::DockerArchive(here(rest)?),
+                Location::Dir(rest) => Location::Dir(here(rest)?),
+                location @ Location::Registry(_) => location,
+            }),
+            other @ (Self::Stored(..) | Self::Nothing(..)) => other,
+        })
+    }
+
+    /// What it is called: what a mount shows as its source.
+    pub(crate) fn text(&self) -> OsString {
+        match self {
+            Self::Tar(path) => path.clone().into_os_string(),
+            Self::Stored(text, _) | Self::Nothing(text, _) => text.into(),
+            Self::Elsewhere(location) => location.to_string().into(),
+        }
+    }
+
+    /// The image, brought into the store if it is elsewhere.
+    pub(crate) fn get(&self, store: &Store) -> anyhow::Result<Image> {
+        match self {
+            Self::Nothing(text, why) => bail!("{text}: {why}"),
+            Self::Stored(_, digest) => Ok(store.image(digest)?),
+            Self::Tar(path) => {
+                if is_compressed(path) {
+                    let taken = import_file(store, path, &Options::default())?;
+                    return Ok(taken.image);
+                }
+                let mut bar = Bar::new("indexing");
+                Ok(store.tar_image(path, &mut |p| bar.on(p))?)
+            }
+            Self::Elsewhere(location) => {
+                // Of a registry's name nobody asks again what it leads to; `tarnfs import` does.
+                if let Location::Registry(name) = location {
+                    let key = Registry::open(name, &registry_options())?.name();
+                    if let Some(own) = store.remembered(&format!("docker://{key}"))
+                        && let Ok(image) = store.image(&own)
+                    {
+                        return Ok(image);
+                    }
+                }
+                let asked = Sources::default();
+                Ok(import_location(store, location, &asked, &Options::default())?.image)
+            }
+        }
+    }
+}
+
+/// Whether somebody who writes `text` means a file.
+fn is_path(text: &OsStr) -> bool {
+    let bytes = text.as_encoded_bytes();
+    bytes.starts_with(b"/")
+        || bytes.starts_with(b".")
+        || bytes.windows(4).any(|part| part == b".tar")
+        || text.to_str().is_none()
+}
+
+/// The image that `path`, IMAGE on the command line, means.
+pub(crate) fn image(global: &Global, path: &Path) -> anyhow::Result<Image> {
+    let store = store(global)?;
+    ImageArg::parse(&store, path.as_os_str())?.get(&store)
 }
 
 /// [`image`], opened.
-pub(crate) fn open(global: &Global, tar: &Path) -> anyhow::Result<(Image, Lower)> {
-    let image = image(global, tar)?;
+pub(crate) fn open(global: &Global, path: &Path) -> anyhow::Result<(Image, Lower)> {
+    let image = image(global, path)?;
     let lower = image.lower()?;
     Ok((image, lower))
+}
+
+/// How registries are to be asked.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub(crate) struct Sources {
+    /// Plain HTTP, and certificates that nobody vouches for, also to other machines
+    #[arg(long)]
+    pub(crate) insecure: bool,
+    /// Credentials, as `podman login` and `docker login` write them [default: theirs]
+    #[arg(long, value_name = "FILE", env = "REGISTRY_AUTH_FILE")]
+    pub(crate) authfile: Option<PathBuf>,
+    /// Ask LOCATION first for what PREFIX has, as docker.io=mirror.local:5000 (may be repeated)
+    #[arg(long, value_name = "PREFIX=LOCATION", value_parser = parse_mirror)]
+    pub(crate) mirror: Vec<(String, String)>,
+}
+
+fn parse_mirror(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((prefix, location)) if !prefix.is_empty() && !location.is_empty() => {
+            Ok((prefix.to_owned(), location.to_owned()))
+        }
+        _ => Err("write PREFIX=LOCATION, as docker.io=mirror.local:5000".to_owned()),
+    }
+}
+
+/// Registries as this user's machine has them.
+fn registry_options() -> RegistryOptions {
+    RegistryOptions {
+        auth_files: default_auth_files(
+            var("XDG_RUNTIME_DIR").as_deref(),
+            var("XDG_CONFIG_HOME").as_deref(),
+            var("HOME").as_deref(),
+        ),
+        certificate_dirs: vec![
+            PathBuf::from("/etc/containers/certs.d"),
+            PathBuf::from("/etc/docker/certs.d"),
+        ],
+        ..RegistryOptions::default()
+    }
+}
+
+/// Imports what is at `location`.
+pub(crate) fn import_location(
+    store: &Store,
+    location: &Location,
+    asked: &Sources,
+    options: &Options,
+) -> anyhow::Result<Imported> {
+    let bars = Arc::new(Bars::new());
+    let Location::Registry(name) = location else {
+        let source: Arc<dyn Source> = local(location)?.into();
+        let from = location.to_string();
+        return Ok(import::image(store, &source, &from, options, bars)?);
+    };
+    let mut how = registry_options();
+    how.insecure = asked.insecure;
+    how.auth_file.clone_from(&asked.authfile);
+    how.mirrors = asked
+        .mirror
+        .iter()
+        .map(|(prefix, at)| mirror(prefix, at))
+        .collect();
+    let registry = Registry::open(name, &how)?;
+    let from = format!("docker://{}", registry.name());
+    let source: Arc<dyn Source> = Arc::new(registry);
+    let imported = import::image(store, &source, &from, options, bars)?;
+    if let Some(own) = imported.image.record().digest {
+        store.remember(&from, &own)?;
+    }
+    Ok(imported)
+}
+
+fn mirror(prefix: &str, location: &str) -> tarnfs::source::registry::Mirror {
+    tarnfs::source::registry::Mirror {
+        prefix: prefix.to_owned(),
+        location: location.to_owned(),
+        insecure: false,
+    }
+}
+
+fn local(location: &Location) -> Result<Box<dyn Source>, SourceError> {
+    location
+        .open_local()?
+        .ok_or_else(|| SourceError::Asked(format!("{location}: not a place of this machine")))
+}
+
+/// Whether the file is a compressed one that can be read. What is wrong with it otherwise, whoever
+/// opens it as a tar will say.
+pub(crate) fn is_compressed(path: &Path) -> bool {
+    let format = || -> std::io::Result<Format> {
+        // O_NONBLOCK: opening a FIFO must not wait for a writer.
+        let file = File::options()
+            .read(true)
+            .custom_flags(libc::O_NONBLOCK)
+            .open(path)?;
+        if !file.metadata()?.is_file() {
+            return Ok(Format::Plain);
+        }
+        Ok(compress::decoder(file)?.format())
+    };
+    format().is_ok_and(|format| format != Format::Plain)
+}
+
+/// Imports a tar that is a file; finds it again without reading it as long as it stays as it is.
+pub(crate) fn import_file(
+    store: &Store,
+    path: &Path,
+    options: &Options,
+) -> anyhow::Result<Imported> {
+    let told = || path.display().to_string();
+    let file = File::options()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path)
+        .with_context(told)?;
+    let before = file.metadata().with_context(told)?;
+    if !before.is_file() {
+        bail!("{}: not a regular file; for a pipe write -", path.display());
+    }
+    let key = |metadata: &fs::Metadata| format!("tar:{}", TarIdentity::of(metadata).key());
+    if !options.anew
+        && let Some(own) = store.remembered(&key(&before))
+        && let Ok(image) = store.image(&own)
+    {
+        return Ok(Imported {
+            image,
+            fresh: false,
+            cost: import::Cost::default(),
+        });
+    }
+    let from = std::path::absolute(path).with_context(told)?;
+    let from = from.to_string_lossy().into_owned();
+    let stream = import::Stream {
+        input: Box::new(file.try_clone().with_context(told)?),
+        len: Some(before.len()),
+    };
+    let imported = import::tar(store, stream, &from, options, Arc::new(Bars::new()))?;
+    let after = file.metadata().with_context(told)?;
+    if TarIdentity::of(&after) != TarIdentity::of(&before) {
+        bail!(
+            "{}: changed while it was being read; try again when it is complete",
+            path.display()
+        );
+    }
+    if let Some(own) = imported.image.record().digest {
+        store.remember(&key(&before), &own)?;
+    }
+    Ok(imported)
 }
 
 /// A progress bar that shows itself on a terminal only, and goes when it is dropped.

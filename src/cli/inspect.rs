@@ -36,7 +36,7 @@ pub(crate) struct Args {
     /// One object
     #[arg(long)]
     json: bool,
-    /// The image: a tar
+    /// The image: a tar, a name or digest of the store, or where to import it from
     image: PathBuf,
 }
 

@@ -11,6 +11,8 @@ mod gc;
 mod generate;
 mod helper;
 mod image;
+mod images;
+mod import;
 mod index;
 mod inspect;
 mod logging;
@@ -19,11 +21,13 @@ mod mount;
 mod mount_options;
 mod prefetch;
 mod print;
+mod progress;
 mod run;
 mod serving;
 mod stat;
 mod tree;
 mod umount;
+mod verify;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -78,6 +82,12 @@ enum Command {
     Umount(umount::Args),
     Run(run::Args),
     Bundle(bundle::Args),
+    Import(import::Args),
+    Images(images::ListArgs),
+    Tag(images::TagArgs),
+    Rm(images::RmArgs),
+    Gc(gc::Args),
+    Verify(verify::Args),
     Index(index::Args),
     Ls(ls::Args),
     Cat(cat::Args),
@@ -135,6 +145,12 @@ fn run(global: &Global, command: Command) -> anyhow::Result<ExitCode> {
         Command::Umount(args) => umount::run(global, args),
         Command::Run(args) => run::run(global, args),
         Command::Bundle(args) => bundle::run(global, args),
+        Command::Import(args) => import::run(global, args),
+        Command::Images(args) => images::list(global, &args),
+        Command::Tag(args) => images::tag(global, &args),
+        Command::Rm(args) => images::rm(global, &args),
+        Command::Gc(args) => gc::run(global, &args),
+        Command::Verify(args) => verify::run(global, &args),
         Command::Index(args) => index::run(global, args),
         Command::Ls(args) => ls::run(global, args),
         Command::Cat(args) => cat::run(global, args),

@@ -25,6 +25,7 @@ use tarnfs::sys::process::{Forked, Running, fork};
 use tarnfs::upper::{Upper, UpperError};
 
 use super::engine::EngineName;
+use super::image::ImageArg;
 use super::prefetch::PrefetchArgs;
 use super::serving::ServingArgs;
 use super::{Global, image, logging};
@@ -51,10 +52,10 @@ const READY: &[u8] = b"ready\n";
 Options of -o: ro rw suid nosuid dev nodev exec noexec noatime relatime strictatime
   nodiratime nosymfollow sync dirsync lazytime allow_other remount, upperdir= workdir=
   tmpfs[=SIZE] volatile engine= store= fsname= subtype= max_read= passthrough= noopen keep_awake=
-  readahead= record= prefetch= prefetch_max= log= log_file=; what only fstab's readers mind (auto
+  verify= readahead= record= prefetch= prefetch_max= log= log_file=; what only fstab's readers mind (auto
   nofail user _netdev x-* …) is passed over")]
 pub(crate) struct Args {
-    /// The image: a tar
+    /// The image: a tar, a name or digest of the store, or where to import it from
     #[arg(value_name = "IMAGE")]
     image: PathBuf,
     /// The directory to mount on
@@ -86,6 +87,9 @@ pub(crate) struct Args {
     serving: ServingArgs,
     #[command(flatten)]
     prefetch: PrefetchArgs,
+    /// What to check before mounting: nothing but lengths, or all of the index [default: never]
+    #[arg(long, value_name = "WHEN", value_enum)]
+    verify: Option<Verify>,
     /// KiB that the kernel reads ahead, as root [default: 2048; 128 with --record]
     #[arg(long, value_name = "KIB")]
     read_ahead: Option<u32>,
@@ -98,6 +102,16 @@ pub(crate) struct Args {
     /// Pass over unknown mount options
     #[arg(skip)]
     sloppy: bool,
+}
+
+/// Whether the index is checked before it is mounted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub(crate) enum Verify {
+    /// The lengths of all files, and the parts of the index that say what it is.
+    #[default]
+    Never,
+    /// The digest of the whole index, too.
+    OnMount,
 }
 
 impl Args {
@@ -118,6 +132,7 @@ impl Args {
             engine: None,
             serving: ServingArgs::default(),
             prefetch: PrefetchArgs::default(),
+            verify: None,
             read_ahead: None,
             foreground: false,
             options,
@@ -176,17 +191,19 @@ fn mount_by_kernel(plan: &Plan) -> anyhow::Result<()> {
     rustix::process::umask(rustix::fs::Mode::empty());
     let point = check_point(&plan.dir, &plan.own_dirs())?;
     kernel::check()?;
-    let (_, lower) = image::open(&plan.global, &plan.image)?;
+    let lower = open_image(plan)?;
     let (overlay, scratch) = open_overlay(plan, lower)?;
     kernel::start(overlay, scratch, &point, &mount_options(plan))?;
-    tracing::info!(image = %plan.image.display(), point = %point.display(), "mounted by the kernel");
+    tracing::info!(image = %plan.image.text().display(), point = %point.display(), "mounted by the kernel");
     Ok(())
 }
 
 /// All that `run` does before it mounts: mount(8)'s `-f`.
 pub(super) fn check(global: &Global, args: Args) -> anyhow::Result<ExitCode> {
     let plan = Plan::new(global, args)?;
-    std::fs::File::open(&plan.image).with_context(|| plan.image.display().to_string())?;
+    if let ImageArg::Tar(tar) = &plan.image {
+        File::open(tar).with_context(|| tar.display().to_string())?;
+    }
     check_point(&plan.dir, &[])?;
     Ok(ExitCode::SUCCESS)
 }
@@ -229,7 +246,7 @@ fn serve(plan: &Plan) -> anyhow::Result<ExitCode> {
     let point = check_point(&plan.dir, &plan.own_dirs())?;
     // All paths of the plan are absolute.
     prepare_process().context("preparing the server process")?;
-    let (_, mut lower) = image::open(&plan.global, &plan.image)?;
+    let mut lower = open_image(plan)?;
     let prefetch = plan.prefetch.open(&mut lower, &plan.own_dirs())?;
     // Before there is a second thread.
     let rights = rights::needed().then(Rights::acquire).transpose()?;
@@ -237,7 +254,7 @@ fn serve(plan: &Plan) -> anyhow::Result<ExitCode> {
     let signals = Signals::install().context("catching signals")?;
     logging::panics_to_log();
     let mut server = Server::start(Arc::new(overlay), &point, &mount_options(plan))?;
-    tracing::info!(image = %plan.image.display(), point = %point.display(), "mounted");
+    tracing::info!(image = %plan.image.text().display(), point = %point.display(), "mounted");
     if plan.in_background()
         && let Err(error) = tell_ready()
     {
@@ -254,6 +271,16 @@ fn serve(plan: &Plan) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// The image, checked as far as was asked.
+fn open_image(plan: &Plan) -> anyhow::Result<Lower> {
+    let image = plan.image.get(&image::store(&plan.global)?)?;
+    if plan.verify == Verify::OnMount {
+        let mut bar = image::Bar::new("verifying");
+        image.check_index(&mut |p| bar.on(p))?;
+    }
+    Ok(image.lower()?)
+}
+
 fn tell_ready() -> std::io::Result<()> {
     let mut out = std::io::stdout();
     out.write_all(READY)?;
@@ -264,8 +291,7 @@ fn tell_ready() -> std::io::Result<()> {
 fn mount_options(plan: &Plan) -> MountOptions {
     let asked = &plan.options;
     let source = asked.source.clone();
-    let mut options =
-        MountOptions::new(source.unwrap_or_else(|| plan.image.clone().into_os_string()));
+    let mut options = MountOptions::new(source.unwrap_or_else(|| plan.image.text()));
     if let Some(subtype) = &asked.subtype {
         options.fuse.subtype.clone_from(subtype);
     }
@@ -356,7 +382,9 @@ fn open_overlay(plan: &Plan, lower: Lower) -> anyhow::Result<(Overlay, Option<Sc
                     _ => error,
                 })
                 .with_context(|| format!("upper directory {}", upper.display()))?;
-            check_outside(&plan.image, &[upper, work])?;
+            if let ImageArg::Tar(tar) = &plan.image {
+                check_outside(tar, &[upper, work])?;
+            }
             (open_upper(upper, work)?, None)
         }
         Writes::Tmpfs(size) => {

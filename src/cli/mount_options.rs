@@ -7,10 +7,12 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use anyhow::{Context, anyhow, bail};
+use clap::ValueEnum as _;
 use tarnfs::mount::EngineChoice;
 use tarnfs::sys::mount::MountAttrs;
 
 use super::engine::EngineName;
+use super::mount::Verify;
 use super::serving::{Awake, PassThrough};
 
 /// What a list of options asks for. The last word on a thing counts.
@@ -28,6 +30,7 @@ pub(crate) struct Options {
     pub(crate) passthrough: Option<PassThrough>,
     pub(crate) noopen: bool,
     pub(crate) keep_awake: Option<Awake>,
+    pub(crate) verify: Option<Verify>,
     pub(crate) record: Option<PathBuf>,
     pub(crate) prefetch: Option<PathBuf>,
     pub(crate) prefetch_max: Option<u64>,
@@ -162,6 +165,13 @@ impl Options {
             "max_read" => self.max_read = Some(parsed(key, &text()?)?),
             "readahead" => self.read_ahead = Some(parsed(key, &text()?)?),
             "passthrough" => self.passthrough = Some(parsed(key, &text()?)?),
+            "verify" => {
+                let said = text()?;
+                let verify = Verify::from_str(&said, false);
+                self.verify = Some(
+                    verify.map_err(|_| anyhow!("mount option {key}={said}: never or on-mount"))?,
+                );
+            }
             "keep_awake" => self.keep_awake = Some(parsed(key, &text()?)?),
             "record" => self.record = Some(path()?),
             "prefetch" => self.prefetch = Some(path()?),

@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use anyhow::{Context, bail};
 
 use super::engine::EngineName;
+use super::image::ImageArg;
 use super::prefetch::PrefetchArgs;
 use super::{Global, image, print};
 use tarnfs::actor::image::{Asked, ImageConfig, Program};
@@ -16,6 +17,7 @@ use tarnfs::actor::spec::{Mount, Net};
 use tarnfs::actor::userns::{self, Mapping};
 use tarnfs::actor::{init, run as actor};
 use tarnfs::mount::{EngineChoice, MountError};
+use tarnfs::store::{Image, Store};
 
 /// Run a program in a throwaway root filesystem
 ///
@@ -59,7 +61,7 @@ pub(crate) struct Args {
     /// Bind a directory or file of the host's: SRC:DST or SRC:DST:ro
     #[arg(short = 'v', long = "volume", value_name = "SRC:DST[:ro]")]
     volume: Vec<OsString>,
-    /// The image: a tar
+    /// The image: a tar, a name or digest of the store, or where to import it from
     #[arg(value_name = "IMAGE", required_unless_present = "rootfs")]
     image: Option<PathBuf>,
     /// Use a directory as it is instead of an image, without a layer for writes
@@ -77,6 +79,9 @@ pub(crate) struct Args {
 /// What `run` and `bundle` ask about a program.
 #[derive(Debug, clap::Args)]
 pub(crate) struct ProgramArgs {
+    /// Run this instead of the image's entry point
+    #[arg(long, value_name = "PROGRAM")]
+    entrypoint: Option<OsString>,
     /// Set an environment variable; NAME alone passes it on
     #[arg(short, long, value_name = "NAME=VALUE")]
     env: Vec<OsString>,
@@ -98,7 +103,12 @@ pub(crate) struct ProgramArgs {
 }
 
 impl ProgramArgs {
-    pub(crate) fn program(&self, command: &[OsString]) -> anyhow::Result<Program> {
+    /// What is asked for here, on top of what the image's configuration says.
+    pub(crate) fn program(
+        &self,
+        config: &ImageConfig,
+        command: &[OsString],
+    ) -> anyhow::Result<Program> {
         let bytes = |list: &[OsString]| {
             list.iter()
                 .map(|arg| arg.clone().into_vec())
@@ -106,7 +116,10 @@ impl ProgramArgs {
         };
         let asked = Asked {
             command: bytes(command),
-            entrypoint: None,
+            entrypoint: self
+                .entrypoint
+                .clone()
+                .map(|program| vec![program.into_vec()]),
             env: bytes(&self.env),
             clear_env: self.clear_env,
             outer_env: std::env::vars_os()
@@ -115,7 +128,7 @@ impl ProgramArgs {
             cwd: self.workdir.clone().map(OsString::into_vec),
             user: self.user.clone(),
         };
-        Ok(Program::new(&ImageConfig::default(), &asked)?)
+        Ok(Program::new(config, &asked)?)
     }
 }
 
@@ -140,13 +153,12 @@ pub(crate) fn run(global: &Global, args: Args) -> anyhow::Result<ExitCode> {
 fn ended(global: &Global, args: &Args) -> anyhow::Result<actor::Ended> {
     // Everything that depends on who calls, before a user namespace makes them root.
     let store = image::store(global)?;
-    let program = args.program.program(&args.command_words())?;
     let binds = args
         .volume
         .iter()
         .map(|text| parse_volume(text))
         .collect::<anyhow::Result<_>>()?;
-    let place = args.place()?;
+    let place = args.place(&store)?;
     let prefetch = args.prefetch.clone().absolute()?;
     if let (Place::Dir(_), Some(option)) = (&place, prefetch.for_server()) {
         bail!("{option} is for images");
@@ -169,19 +181,26 @@ fn ended(global: &Global, args: &Args) -> anyhow::Result<actor::Ended> {
         }
         (None, false) => None,
     };
+    let found = match &place {
+        Place::Image(image) => Some(image.get(&store)?),
+        Place::Dir(_) => None,
+    };
+    let config = found.as_ref().map(image_config).transpose()?;
+    let program = args
+        .program
+        .program(&config.unwrap_or_default(), &args.command_words())?;
     enter_namespace_if_needed()?;
-    let source = match place {
-        Place::Dir(dir) => Source::Dir(dir),
-        Place::Image(tar) => {
-            let mut bar = image::Bar::new("indexing");
-            let image = store.tar_image(&tar, &mut |p| bar.on(p))?;
+    let source = match (place, found) {
+        (Place::Dir(dir), _) => Source::Dir(dir),
+        (Place::Image(_), None) => bail!("which image?"),
+        (Place::Image(arg), Some(image)) => {
             let mut lower = image.lower()?;
             let prefetch = match prefetch.for_server() {
                 Some(_) => Some(prefetch.open(&mut lower, &written(writes.as_ref()))?),
                 None => None,
             };
             Source::Image {
-                name: tar,
+                name: arg.text().into(),
                 lower: Box::new(lower),
                 prefetch,
             }
@@ -199,6 +218,15 @@ fn ended(global: &Global, args: &Args) -> anyhow::Result<actor::Ended> {
         no_new_privs: args.program.no_new_privs,
     };
     Ok(actor::run(source, &options)?)
+}
+
+/// What an image says about the programs in it.
+pub(crate) fn image_config(image: &Image) -> anyhow::Result<ImageConfig> {
+    let Some(config) = &image.record().config else {
+        return Ok(ImageConfig::default());
+    };
+    serde_json::from_value(config.clone())
+        .with_context(|| format!("{}: its configuration", image.dir().display()))
 }
 
 /// The directories of the caller's that the actor writes to.
@@ -221,15 +249,18 @@ pub(crate) fn enter_namespace_if_needed() -> anyhow::Result<()> {
 
 /// What the root filesystem is made of.
 enum Place {
-    Image(PathBuf),
+    Image(ImageArg),
     Dir(PathBuf),
 }
 
 impl Args {
-    fn place(&self) -> anyhow::Result<Place> {
+    fn place(&self, store: &Store) -> anyhow::Result<Place> {
         match (&self.rootfs, &self.image) {
             (Some(dir), _) => Ok(Place::Dir(absolute_existing(dir)?)),
-            (None, Some(image)) => Ok(Place::Image(absolute_existing(image)?)),
+            (None, Some(image)) => {
+                let image = ImageArg::parse(store, image.as_os_str())?;
+                Ok(Place::Image(image.absolute()?))
+            }
             (None, None) => bail!("which image?"),
         }
     }

@@ -27,7 +27,7 @@ pub(crate) struct Args {
     /// One array of objects
     #[arg(long)]
     json: bool,
-    /// The image: a tar
+    /// The image: a tar, a name or digest of the store, or where to import it from
     image: PathBuf,
     /// Paths in the image
     #[arg(required = true)]

@@ -25,7 +25,7 @@ pub(crate) struct Args {
     /// One flat array of objects, each with its depth
     #[arg(long)]
     json: bool,
-    /// The image: a tar
+    /// The image: a tar, a name or digest of the store, or where to import it from
     image: PathBuf,
     /// A directory in the image
     #[arg(default_value = "/")]

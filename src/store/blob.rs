@@ -180,7 +180,11 @@ impl BlobWriter {
         drop(file);
         publish::seal_at(&temp)
             .and_then(|()| sys::verity::enable(&File::open(&temp)?))
-            .and_then(|_| publish::finished(&temp, &target))
+            .and_then(|_| match Blob::find(&layout, diff_id) {
+                // It was there, or has come meanwhile: who has it open is not to see another file.
+                Ok(Some(there)) if there.len == len => Ok(()),
+                _ => publish::finished(&temp, &target),
+            })
             .map_err(failed)?;
         drop(lock);
         let blob = Blob::find(&layout, diff_id)?.filter(|blob| blob.len == len);

@@ -7,9 +7,11 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use super::blob::Blob;
+use crate::digest::Digest;
 use crate::erofs::reader::{Bytes, Reader};
 use crate::erofs::writer::WriteError;
-use crate::index::{self, IndexError};
+use crate::index::{self, Flat, IndexError, LayerBlob};
 use crate::sys::map::Map;
 
 use super::layout::{FORMAT, INDEX, RECORD, SIDE, USED};
@@ -190,15 +192,8 @@ pub(super) fn build(
     out: &Outputs<'_>,
     progress: OnProgress<'_>,
 ) -> Result<Counts, StoreError> {
-    let write = |path: &Path, source| match out.store {
-        Some(store) => StoreError::write(store, path, source),
-        None => StoreError::Io {
-            path: path.to_owned(),
-            source,
-        },
-    };
     // The index comes in few and large pieces.
-    let mut index = create(out.index).map_err(|e| write(out.index, e))?;
+    let mut index = create(out.index).map_err(|e| out.failed(out.index, e))?;
     let side = || create(out.side);
     index::build(
         &tar.file,
@@ -207,19 +202,67 @@ pub(super) fn build(
         side,
         &Watch(RefCell::new(progress)),
     )
-    .map_err(|error| match error {
-        IndexError::Changed(path) => StoreError::Changed { path },
-        IndexError::Write {
-            source: WriteError::Io(e),
-            ..
-        } => write(out.index, e),
-        IndexError::Side { source, .. } => write(out.side, source),
-        error => StoreError::Build(Box::new(error)),
-    })?;
-    counts(&index).map_err(|source| StoreError::Io {
-        path: out.index.to_owned(),
-        source,
-    })
+    .map_err(|error| out.of_index(error))?;
+    counts(&index).map_err(StoreError::io(out.index))
+}
+
+/// Writes the index of `flat`, of `layers`, to `index`, and to `side` the side blob, where one is
+/// needed. Gives what the index's devices are.
+pub(super) fn layers(
+    store: &Path,
+    flat: &Flat,
+    layers: &[&Blob],
+    index: &Path,
+    side: &Path,
+) -> Result<Vec<BlobPlace>, StoreError> {
+    let out = Outputs {
+        store: Some(store),
+        index,
+        side,
+    };
+    let blobs: Vec<LayerBlob<'_>> = layers
+        .iter()
+        .map(|blob| LayerBlob {
+            file: blob.file(),
+            path: blob.path(),
+            tag: tag(&blob.diff_id()),
+        })
+        .collect();
+    let mut file = create(index).map_err(|e| out.failed(index, e))?;
+    let built = index::write_layers(flat, &blobs, &mut file, || create(side))
+        .map_err(|error| out.of_index(error))?;
+    let layer = |position: &usize| Some(BlobPlace::Layer(layers.get(*position)?.diff_id()));
+    let side = built.side_len.map(|_| BlobPlace::Side);
+    Ok(flat.used.iter().filter_map(layer).chain(side).collect())
+}
+
+/// What a layer is called in the device table: as much of its digest as there is room for.
+fn tag(diff_id: &Digest) -> String {
+    let mut hex = diff_id.hex();
+    hex.truncate(56);
+    hex
+}
+
+impl Outputs<'_> {
+    fn failed(&self, path: &Path, source: io::Error) -> StoreError {
+        match self.store {
+            Some(store) => StoreError::write(store, path, source),
+            None => StoreError::io(path)(source),
+        }
+    }
+
+    /// The store's error for one of the index.
+    fn of_index(&self, error: IndexError) -> StoreError {
+        match error {
+            IndexError::Changed(path) => StoreError::Changed { path },
+            IndexError::Write {
+                source: WriteError::Io(e),
+                ..
+            } => self.failed(self.index, e),
+            IndexError::Side { source, .. } => self.failed(self.side, source),
+            error => StoreError::Build(Box::new(error)),
+        }
+    }
 }
 
 /// What the index that was just written says it holds.

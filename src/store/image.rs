@@ -259,7 +259,7 @@ pub(super) enum BadFile {
 }
 
 impl BadFile {
-    fn what(&self) -> String {
+    pub(super) fn what(&self) -> String {
         match self {
             Self::Missing => "is missing".to_owned(),
             Self::Len { has, wants } => wrong_len(*has, *wants),

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::blob::Blob;
-use super::build::{counts, create, index_record, now, write_records};
+use super::build::{self, counts, create, index_record, now, write_records};
 use super::image::{self, Image};
 use super::layout::{CONFIG, FORMAT, INDEX, SIDE, USED};
 use super::lock::Lock;
@@ -15,6 +15,7 @@ use super::names::leads_to;
 use super::record::{BlobPlace, BlobRecord, ImageJson, LayerRecord, Source};
 use super::{ImageName, OnProgress, Store, StoreError, publish};
 use crate::digest::{Digest, Hasher};
+use crate::index::Flat;
 
 /// The shortest part of a digest that is looked for.
 const PREFIX_MIN: usize = 4;
@@ -34,11 +35,9 @@ pub struct NewImage<'a> {
     pub config: Option<serde_json::Value>,
     /// Its layers, the lowest first.
     pub layers: Vec<&'a Blob>,
+    /// What they are on top of each other.
+    pub flat: &'a Flat,
 }
-
-/// Writes the index to the first path and, where one is needed, the side blob to the second; says
-/// which file each device of the index is.
-pub type WriteIndex<'a> = &'a mut dyn FnMut(&Path, &Path) -> Result<Vec<BlobPlace>, StoreError>;
 
 /// The right to make one image; others wait.
 #[derive(Debug)]
@@ -88,18 +87,13 @@ impl Store {
     /// Publishes an image, in place of one of the same digest.
     ///
     /// # Errors
-    /// Those of writing to the store, and of `write`.
-    pub fn publish_image(
-        &self,
-        new: &NewImage<'_>,
-        lock: &ImageLock,
-        write: WriteIndex<'_>,
-    ) -> Result<Image, StoreError> {
+    /// [`StoreError::Build`]; those of writing to the store.
+    pub fn publish_image(&self, new: &NewImage<'_>, lock: &ImageLock) -> Result<Image, StoreError> {
         let temp = lock.0.fresh_dir()?;
         let entry = self.layout.image(&new.digest);
         let failed = |e| StoreError::write(self.dir(), &entry, e);
         let (index, side) = (temp.join(INDEX), temp.join(SIDE));
-        let places = write(&index, &side)?;
+        let places = build::layers(self.dir(), new.flat, &new.layers, &index, &side)?;
         let len_of = |place: &BlobPlace| match place {
             BlobPlace::Layer(diff_id) => new
                 .layers

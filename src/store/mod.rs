@@ -41,6 +41,7 @@ mod record;
 mod remove;
 mod roots;
 mod tar;
+mod verify;
 
 #[cfg(test)]
 mod tests;
@@ -50,11 +51,12 @@ pub use build::{Built, write_index};
 pub use error::StoreError;
 pub use gc::{Collected, Decision, GcOptions, Item, Limit};
 pub use image::Image;
-pub use images::{ImageLock, Listed, NewImage, WriteIndex};
+pub use images::{ImageLock, Listed, NewImage};
 pub use names::ImageName;
 pub use record::{BlobPlace, BlobRecord, Counts, ImageJson, IndexRecord, LayerRecord, Source};
 pub use remove::Removed;
 pub use tar::TarIdentity;
+pub use verify::{Checked, Verdict};
 
 use std::path::{Path, PathBuf};
 

@@ -132,6 +132,20 @@ impl Store {
         Ok(removed)
     }
 
+    /// Takes a damaged layer away, so that a whole one can come in its place. Mounts that read it go
+    /// on with what they have open. False where there was none.
+    ///
+    /// # Errors
+    /// Those of writing to the store.
+    pub fn discard_layer(&self, layer: &Digest) -> Result<bool, StoreError> {
+        let path = self.layout.blob(layer);
+        match fs::remove_file(&path) {
+            Ok(()) => Ok(true),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(e) => Err(StoreError::write(self.dir(), &path, e)),
+        }
+    }
+
     pub(super) fn roots(&self) -> Result<Vec<roots::Root>, StoreError> {
         roots::alive(&self.layout).map_err(StoreError::io(&self.layout.roots()))
     }

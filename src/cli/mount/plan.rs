@@ -6,8 +6,9 @@ use anyhow::{Context, bail};
 use tarnfs::mount::EngineChoice;
 use tarnfs::sys::mount::MountAttrs;
 
-use super::Args;
+use super::{Args, Verify};
 use crate::cli::Global;
+use crate::cli::image::{self, ImageArg};
 use crate::cli::mount_options::{Options, parse_size};
 use crate::cli::prefetch::PrefetchArgs;
 use crate::cli::serving::ServingArgs;
@@ -29,13 +30,14 @@ pub(super) enum Writes {
 #[derive(Debug)]
 pub(super) struct Plan {
     pub(super) global: Global,
-    pub(super) image: PathBuf,
+    pub(super) image: ImageArg,
     pub(super) dir: PathBuf,
     pub(super) writes: Writes,
     pub(super) options: Options,
     pub(super) engine: EngineChoice,
     pub(super) serving: ServingArgs,
     pub(super) prefetch: PrefetchArgs,
+    pub(super) verify: Verify,
     pub(super) read_ahead: Option<u32>,
     /// Not even a remount makes it writable.
     pub(super) read_only: bool,
@@ -63,6 +65,8 @@ impl Plan {
         {
             *path = absolute(path)?;
         }
+        let store = image::store(&global)?;
+        let image = ImageArg::parse(&store, args.image.as_os_str())?.absolute()?;
         let tmpfs = match &args.tmpfs {
             Some(size) if size.is_empty() => Some(None),
             Some(size) => Some(Some(parse_size(size)?)),
@@ -102,8 +106,9 @@ impl Plan {
                 keep_awake: args.serving.keep_awake.or(options.keep_awake),
             },
             prefetch: prefetch.absolute()?,
+            verify: args.verify.or(options.verify).unwrap_or_default(),
             read_ahead: args.read_ahead.or(options.read_ahead),
-            image: absolute(&args.image)?,
+            image,
             dir: absolute(&args.dir)?,
             read_only: args.read_only || writes == Writes::Refused,
             writes,
@@ -247,6 +252,7 @@ mod tests {
         assert_eq!(plan.global.log, "debug");
         assert_eq!(plan.global.log_file, Some("/l".into()));
         assert!(plan.global.store.unwrap().is_absolute());
-        assert!(plan.image.is_absolute() && plan.dir.is_absolute());
+        let here = std::env::current_dir().unwrap();
+        assert_eq!(plan.dir, here.join("m"));
     }
 }

@@ -218,8 +218,10 @@ impl Registry {
         let json = bytes.map(|bytes| serde_json::from_slice::<serde_json::Value>(&bytes));
         matches!(json, Ok(Ok(value)) if value.get("rootfs").is_some())
     }
+}
 
-    fn part(&self, part: &Descriptor, max: u64, what: &str) -> Result<Vec<u8>, SourceError> {
+impl oci::Blobs for Registry {
+    fn json(&self, part: &Descriptor, max: u64, what: &str) -> Result<Vec<u8>, SourceError> {
         let wanted = match part.kind() {
             Kind::Index | Kind::Manifest => {
                 Wanted::Manifest(part.digest.to_string(), Some(part.digest))
@@ -228,6 +230,11 @@ impl Registry {
         };
         self.read(wanted, max)
             .map_err(|failure| failure.of(what.to_owned()))
+    }
+
+    /// A registry tells of a layer only when it is fetched.
+    fn layer(&self, _: &Descriptor, _: &str) -> Result<(), SourceError> {
+        Ok(())
     }
 }
 
@@ -243,9 +250,7 @@ impl Source for Registry {
         let bytes = self.top()?;
         let document = oci::document(&bytes, None, &what)?;
         let digest = Digest::of(&bytes);
-        oci::resolve_document(digest, document, platform, &what, &mut |part, max, what| {
-            self.part(part, max, what)
-        })
+        oci::resolve_document(digest, document, platform, &what, self)
     }
 
     fn layer(&self, layer: &Layer) -> Result<Box<dyn Read + Send>, SourceError> {

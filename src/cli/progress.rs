@@ -1,0 +1,86 @@
+//! Progress of an import: a bar for each layer.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use tarnfs::import::{Event, Watch};
+
+/// Bars on a terminal, gone at the end; elsewhere nothing.
+#[derive(Debug)]
+pub(crate) struct Bars {
+    all: MultiProgress,
+    bars: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    layers: usize,
+    bars: BTreeMap<usize, ProgressBar>,
+    /// What concerns the whole image.
+    note: Option<ProgressBar>,
+}
+
+/// Of a layer whose length is known, and of one that comes as a stream.
+const SIZED: &str = "{prefix} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} {eta}";
+const STREAM: &str = "{prefix} {spinner} {bytes} {bytes_per_sec}";
+
+impl Bars {
+    /// Nothing is drawn before something is told.
+    pub(crate) fn new() -> Self {
+        Self {
+            all: MultiProgress::new(),
+            bars: Mutex::default(),
+        }
+    }
+
+    fn note(&self, state: &mut State, text: &'static str) {
+        let bar = state
+            .note
+            .get_or_insert_with(|| self.all.add(ProgressBar::new_spinner()));
+        bar.set_message(text);
+        bar.tick();
+    }
+}
+
+impl Watch for Bars {
+    fn on(&self, event: Event) {
+        let Ok(mut state) = self.bars.lock() else {
+            return;
+        };
+        match event {
+            Event::Layers(count) => state.layers = count,
+            Event::Waiting(_) => self.note(&mut state, "waiting for another tarnfs"),
+            Event::Begun(layer, len) => {
+                let (template, bar) = match len {
+                    Some(len) => (SIZED, ProgressBar::new(len)),
+                    None => (STREAM, ProgressBar::new_spinner()),
+                };
+                let bar = bar.with_prefix(format!("layer {}/{}", layer + 1, state.layers));
+                let bar = match ProgressStyle::with_template(template) {
+                    Ok(style) => bar.with_style(style.progress_chars("=> ")),
+                    Err(_) => bar,
+                };
+                state.bars.insert(layer, self.all.add(bar));
+            }
+            Event::Read(layer, bytes) => {
+                if let Some(bar) = state.bars.get(&layer) {
+                    bar.inc(bytes);
+                }
+            }
+            Event::Done(layer) | Event::There(layer) => {
+                if let Some(bar) = state.bars.remove(&layer) {
+                    bar.finish_and_clear();
+                }
+            }
+            Event::Indexing => self.note(&mut state, "indexing"),
+            _ => {}
+        }
+    }
+}
+
+impl Drop for Bars {
+    fn drop(&mut self) {
+        self.all.clear().ok();
+    }
+}
