@@ -248,6 +248,9 @@ impl<R: Read> Read for Decoder<R> {
             if last && !ended {
                 return Err(self.truncated());
             }
+            if used == 0 && !ended {
+                return Err(self.damaged("it leads nowhere"));
+            }
         }
     }
 }
