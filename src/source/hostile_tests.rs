@@ -8,12 +8,11 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::oci::{CONFIG_MAX, LAYER_MAX, LAYERS_MAX, MANIFEST_MAX};
+use super::oci::{CONFIG_MAX, INDEX, LAYER_MAX, LAYERS_MAX, MANIFEST_MAX};
 use super::{Manifest, Platform, SourceError, parse};
 use crate::digest::Digest;
 use crate::tar::testing::Tar;
 
-const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
@@ -222,13 +221,13 @@ fn each_field_is_checked() {
         (At::Index, "/schemaVersion", json!(1), "schema 1"),
         (At::Index, "/schemaVersion", json!(3), "schemaVersion is 3"),
         (At::Index, "/schemaVersion", json!("2"), "not the JSON"),
-        (At::Index, "/mediaType", json!(MANIFEST), "ambiguous"),
         (
             At::Index,
             "/mediaType",
-            json!("x/y"),
-            "neither an image's manifest",
+            json!(MANIFEST),
+            "what led here says",
         ),
+        (At::Index, "/mediaType", json!("x/y"), "what led here says"),
         (At::Index, "/manifests", json!(null), "no \"manifests\""),
         (At::Index, "/manifests", json!({}), "not the JSON"),
         (At::Index, "/manifests", json!([]), "it lists no image"),
@@ -754,6 +753,17 @@ fn tags_and_digests_choose_an_image() {
             refused(found(behind), there.path(), why);
         }
     }
+    // One image under two names, and a statement on it.
+    let statement = {
+        let mut entry = descriptor(MANIFEST, &two.manifest);
+        entry["platform"] = json!({"os": "unknown", "architecture": "unknown"});
+        entry
+    };
+    let entries = [named(&one, "a"), named(&one, "b"), statement];
+    let index = json!({"schemaVersion": 2, "manifests": entries});
+    fs::write(place.join("index.json"), index.to_string()).unwrap();
+    let found = open("oci", &place).unwrap();
+    assert_eq!(found.config, Digest::of(&one.config));
     // All for their platforms, and none has a name: the index itself is the image.
     let on = |image: &Image, architecture: &str| {
         let mut entry = descriptor(MANIFEST, &image.manifest);

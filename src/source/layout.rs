@@ -1,5 +1,6 @@
 //! OCI image layouts (the OCI image specification's image-layout.md), as directories and in tars.
 
+use std::collections::BTreeSet;
 use std::io::Read;
 
 use serde::Deserialize;
@@ -56,7 +57,7 @@ impl Layout {
         }
         let label = files.label(INDEX);
         let index = must(&*files, INDEX)?.bytes(MANIFEST_MAX, &label)?;
-        let index = oci::index(&index, None, &label)?;
+        let index = oci::index(&index, Some(oci::INDEX), &label)?;
         let blobs = Stored(files);
         let entries = picked(index.manifests, pick, &blobs, &what)?;
         Ok(Self {
@@ -90,15 +91,23 @@ fn picked(
             "{what}: @{n}: images of an OCI layout have no numbers; say :TAG or @sha256:DIGEST"
         ))),
         Pick::Only => {
-            let images = |entry: &&Descriptor| matches!(entry.kind(), Kind::Index | Kind::Manifest);
+            let images = entries.iter().filter(|entry| {
+                matches!(entry.kind(), Kind::Index | Kind::Manifest) && !entry.is_attestation()
+            });
+            let digests: BTreeSet<Digest> = images.clone().map(|entry| entry.digest).collect();
             // One image for several platforms, of which the list is the layout's index itself.
-            let platforms = entries
-                .iter()
-                .filter(images)
+            let platforms = images
+                .clone()
                 .all(|entry| entry.platform.is_some() && entry.names().next().is_none());
-            if entries.iter().filter(images).count() > 1 && !platforms {
+            if digests.len() > 1 && !platforms {
                 let why = format!("several images; {}", tags(&entries));
                 return Err(bad(what, why));
+            }
+            let mut entries = entries;
+            if digests.len() == 1 {
+                // One image under several names.
+                let mut seen = BTreeSet::new();
+                entries.retain(|entry| seen.insert(entry.digest));
             }
             Ok(entries)
         }

@@ -12,10 +12,9 @@ use super::dir::{self, Dir};
 use super::docker::{self, Docker};
 use super::layout::{self, Layout};
 use super::oci::bad;
-use super::part::{Directory, Files as _, shown};
+use super::part::{Directory, Files as _, escaped, shown};
 use super::{Source, SourceError};
 use crate::digest::Digest;
-use crate::tar::printable;
 
 /// Where an image is. What stands behind the prefix is taken apart when it is opened: which colon
 /// ends the path depends on which paths there are.
@@ -88,7 +87,7 @@ pub fn parse(text: &OsStr) -> Result<Option<Location>, SourceError> {
 }
 
 fn asked(text: &OsStr, why: &str) -> SourceError {
-    SourceError::Asked(format!("{}: {why}", printable(text.as_bytes())))
+    SourceError::Asked(format!("{}: {why}", escaped(text)))
 }
 
 impl fmt::Display for Location {
@@ -111,7 +110,7 @@ impl Location {
     /// [`SourceError`]: it is not there, it is something else, or it does not hold the one image
     /// that was asked for.
     pub fn open_local(&self) -> Result<Option<Box<dyn Source>>, SourceError> {
-        let what = printable(self.to_string().as_bytes());
+        let what = escaped(self.to_string().as_ref());
         Ok(Some(match self {
             Self::Registry(_) => return Ok(None),
             Self::Oci(rest) => {

@@ -1,5 +1,6 @@
 //! Parts of images as ranges of files, and the directories that hold such files.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt as _;
@@ -9,7 +10,6 @@ use std::sync::Arc;
 use super::SourceError;
 use super::oci::bad;
 use crate::sys::regular;
-use crate::tar::printable;
 
 /// Bytes of a file that belong together.
 #[derive(Debug, Clone)]
@@ -121,10 +121,22 @@ impl Files for Directory {
     }
 }
 
-/// A path for a message of one line.
+/// A path for a message of one line: whole, since somebody has to find it.
 pub(super) fn shown(path: &Path) -> String {
-    use std::os::unix::ffi::OsStrExt as _;
-    printable(path.as_os_str().as_bytes())
+    escaped(path.as_os_str())
+}
+
+/// What a person wrote, for a message of one line.
+pub(super) fn escaped(text: &OsStr) -> String {
+    let mut out = String::new();
+    for c in text.to_string_lossy().chars() {
+        if c.is_control() {
+            out.extend(c.escape_default());
+        } else {
+            out.push(c);
+        }
+    }
+    out
 }
 
 /// A name of a file, wherever it is, that must be there.

@@ -141,7 +141,7 @@ impl Search<'_> {
     ) -> Result<Option<Found>, SourceError> {
         let (images, others): (Vec<_>, Vec<_>) = entries
             .iter()
-            .filter(|entry| !is_attestation(entry))
+            .filter(|entry| !entry.is_attestation())
             .partition(|entry| {
                 matches!(entry.kind(), Kind::Index | Kind::Manifest | Kind::Schema1)
             });
@@ -235,15 +235,6 @@ impl Search<'_> {
             self.what,
         )
     }
-}
-
-/// Whether it is no image but a statement on one (BuildKit's docs/attestations/attestation-storage.md).
-fn is_attestation(entry: &Descriptor) -> bool {
-    entry.annotations.contains_key("vnd.docker.reference.type")
-        || entry
-            .platform
-            .as_ref()
-            .is_some_and(|platform| platform.os == "unknown" || platform.architecture == "unknown")
 }
 
 /// Whether what is for `there` is for `asked`: a variant counts where it is asked for.

@@ -25,6 +25,9 @@ use crate::digest::{Digest, DigestError};
 use crate::tar::printable;
 use raw::{RawConfig, RawDescriptor, RawDocument};
 
+/// The media type of an index.
+pub const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+
 /// The longest index or manifest, bytes: what registries take (the OCI distribution
 /// specification, "Pushing Manifests").
 pub const MANIFEST_MAX: u64 = 4 << 20;
@@ -138,6 +141,16 @@ impl Descriptor {
     #[must_use]
     pub fn kind(&self) -> Kind {
         Kind::of(&self.media_type)
+    }
+
+    /// Whether it is no image but a statement on one (BuildKit's
+    /// docs/attestations/attestation-storage.md).
+    #[must_use]
+    pub fn is_attestation(&self) -> bool {
+        self.annotations.contains_key("vnd.docker.reference.type")
+            || self.platform.as_ref().is_some_and(|platform| {
+                platform.os == "unknown" || platform.architecture == "unknown"
+            })
     }
 
     /// The names of the image in an OCI layout's index (image-layout.md).

@@ -2,7 +2,6 @@ use super::*;
 use serde_json::{Value, json as js};
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
-const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 
@@ -312,4 +311,28 @@ fn documents_are_bounded() {
         .unwrap_err()
         .to_string();
     assert!(error.len() < 400 && !error.contains('\n'), "{error}");
+}
+
+#[test]
+fn no_change_of_a_byte_is_more_than_an_error() {
+    let mut blobs = Shelf::default();
+    let image = blobs.image("x");
+    blobs.index(&[on(image, "linux/amd64")]);
+    let platform: Platform = "linux/amd64".parse().unwrap();
+    for bytes in blobs.0.values() {
+        for at in 0..bytes.len() {
+            for change in [1, 0x20, 0x80, 0xff] {
+                let mut bad = bytes.clone();
+                bad[at] ^= change;
+                for error in [
+                    document(&bad, None, "it").err(),
+                    config(&bad, &platform, "it").err(),
+                ] {
+                    let text = error.map(|error| error.to_string()).unwrap_or_default();
+                    assert!(!text.contains('\n') && text.len() < 500, "{text}");
+                }
+            }
+            assert!(document(&bytes[..at], None, "it").is_err());
+        }
+    }
 }
