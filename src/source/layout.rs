@@ -103,12 +103,6 @@ fn picked(
                 let why = format!("several images; {}", tags(&entries));
                 return Err(bad(what, why));
             }
-            let mut entries = entries;
-            if digests.len() == 1 {
-                // One image under several names.
-                let mut seen = BTreeSet::new();
-                entries.retain(|entry| seen.insert(entry.digest));
-            }
             Ok(entries)
         }
     }

@@ -152,7 +152,9 @@ impl Search<'_> {
                 shown(&other.media_type)
             ));
         }
-        let lone = images.len() == 1;
+        let lone = images
+            .iter()
+            .all(|image| Some(image.digest) == images.first().map(|first| first.digest));
         for entry in images {
             let is_index = entry.kind() == Kind::Index;
             match &entry.platform {
@@ -161,7 +163,7 @@ impl Search<'_> {
                     continue;
                 }
                 None if !lone && !is_index => {
-                    self.other("one without a platform".to_owned());
+                    self.other(format!("one without a platform ({})", entry.digest));
                     continue;
                 }
                 _ => {}

@@ -1,3 +1,5 @@
+use std::collections::BTreeMap;
+
 use super::*;
 use serde_json::{Value, json as js};
 
@@ -137,12 +139,17 @@ fn attestations_are_never_chosen_and_a_lone_image_needs_no_platform() {
             .to_string();
         assert_eq!(error, "here: it lists no image");
     }
-    let error = blobs.resolve(&[image.clone(), image], "linux/amd64");
-    let error = error.unwrap_err().to_string();
-    assert!(
-        error.ends_with("there are one without a platform"),
-        "{error}"
+    assert_eq!(
+        blobs.author(&[image.clone(), image.clone()], "linux/s390x"),
+        "real"
     );
+    let error = blobs.resolve(&[image, statement.clone()], "linux/amd64");
+    let error = error.unwrap_err().to_string();
+    let listed = format!(
+        "one without a platform ({})",
+        statement["digest"].as_str().unwrap()
+    );
+    assert!(error.contains(&listed), "{error}");
 }
 
 #[test]
