@@ -151,6 +151,12 @@ impl<R: Read> Decoder<R> {
         self.format
     }
 
+    /// The input: read to its end where all was given out, so that who hashes it has its digest.
+    #[must_use]
+    pub fn into_inner(self) -> R {
+        self.input.into_inner().into_inner().1
+    }
+
     fn damaged(&mut self, why: &str) -> io::Error {
         self.state = State::Failed;
         io::Error::new(
