@@ -35,7 +35,7 @@ pub enum Misfit {
     #[error("the root of an image must be a directory")]
     RootNotDirectory,
     /// A hard link to what the tar does not hold.
-    #[error("hard link to {0}, which is not in the tar")]
+    #[error("hard link to {0}, which is not in the tar, nor in a layer below it")]
     LinkToNothing(String),
     /// A hard link to a directory.
     #[error("hard link to {0}, which is a directory")]

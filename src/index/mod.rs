@@ -100,11 +100,11 @@ pub struct Scan {
 pub struct Built {
     /// Length of the index in bytes.
     pub index_len: u64,
-    /// The tar's length in bytes.
+    /// The tar's length in bytes; of layers, that of all together.
     pub tar_len: u64,
     /// Length of the side blob, if there is one.
     pub side_len: Option<u64>,
-    /// How many entries the tar has.
+    /// How many entries the tar has, or all layers together.
     pub entries: u64,
     /// How many inodes the image has.
     pub inodes: usize,

@@ -7,9 +7,9 @@ use crate::index::tree::{Content, Inode, InodeId as Id, ROOT};
 
 /// As many symbolic links as Linux follows in one path (`MAXSYMLINKS`).
 const LINKS_MAX: u32 = 40;
-/// As many names of link targets as a layer may make us look up: seconds, and no image has a
-/// thousandth of it.
-const STEPS_MAX: u32 = 1 << 25;
+/// As many names of link targets as a layer may make us look up: a second's work, and far beyond
+/// any image.
+const STEPS_MAX: u32 = 1 << 23;
 
 /// Who wants to know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -33,6 +33,19 @@ fn a_layer_by_itself_keeps_the_rules_of_a_tar() {
 }
 
 #[test]
+fn layers_are_read_in_parallel() {
+    let tars: Vec<_> = ["a", "b", "c"]
+        .map(|name| Tar::new().file(name, b"1").end())
+        .into();
+    let layers: Vec<Layer> = std::thread::scope(|scope| {
+        let read = |tar| scope.spawn(move || scan_layer(tar, Path::new("t.tar")).unwrap());
+        let readers: Vec<_> = tars.iter().map(Vec::as_slice).map(read).collect();
+        readers.into_iter().map(|r| r.join().unwrap()).collect()
+    });
+    assert!(layers.iter().all(|layer| layer.entries() == 1));
+}
+
+#[test]
 fn a_stream_a_file_and_their_counts() {
     use std::os::unix::fs::FileExt as _;
     let tar = Tar::new()

@@ -374,7 +374,7 @@ fn layer() -> impl Strategy<Value = Layer> {
 proptest! {
     #![proptest_config(ProptestConfig {
         failure_persistence: None,
-        ..ProptestConfig::with_cases(1500)
+        ..ProptestConfig::with_cases(1000)
     })]
     #[test]
     fn layers_are_what_the_model_says(layers in prop::collection::vec(layer(), 1..7)) {
