@@ -15,10 +15,10 @@ mod common;
 mod fake;
 
 use std::fs;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::process::Command;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use fake::{Answer, Fake, INDEX, Images, MANIFEST, Request, entry};
@@ -175,6 +175,28 @@ fn an_image_is_what_the_registry_has() {
         }
     }
     assert_eq!(fake.count("/token"), 0);
+    // One greeting for each image.
+    let greetings = fake.requests().iter().filter(|r| r.path == "/v2/").count();
+    assert_eq!(greetings, 3);
+}
+
+#[test]
+fn inside_another_runtime() {
+    let images = Images::of(&[b"x"]);
+    let fake = Fake::start(move |request| images.answer(request));
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let registry = open(&fake, "a", &options());
+        let manifest = manifest_of(&registry).unwrap();
+        let mut stream = registry.layer(&manifest.layers[0]).unwrap();
+        drop(registry);
+        let mut bytes = Vec::new();
+        stream.read_to_end(&mut bytes).unwrap();
+        assert_eq!(bytes, b"x");
+    });
 }
 
 #[test]
@@ -344,7 +366,7 @@ fn a_fault_that_passes() {
 fn a_fault_that_stays() {
     for (status, parts) in [
         (429, ["too many requests", "wait, or log in"]),
-        (500, ["has a fault", "answers 500, \"later more\""]),
+        (500, ["answers 500, \"later more\"", "(tried 4 times)"]),
     ] {
         let (text, fake) = error_of("a", move |request| match request.path.as_str() {
             "/v2/" => Answer::new(200, ""),
@@ -369,6 +391,30 @@ fn nobody_there() {
     has(
         &error(manifest_of(&registry)),
         &["host.invalid cannot be reached"],
+    );
+}
+
+#[test]
+fn an_answer_that_does_not_come() {
+    let mut options = options();
+    options.patience.stall = Duration::from_millis(20);
+    // A slow machine may take more than one try to answer in that time.
+    options.patience.tries = u32::MAX;
+    let images = Images::of(&[b"x"]);
+    let fake = Fake::start(move |request| {
+        let answer = images.answer(request);
+        match request.nth {
+            0 => answer.stall(0),
+            _ => answer,
+        }
+    });
+    manifest_of(&open(&fake, "a", &options)).unwrap();
+    options.patience.tries = 2;
+    let silent = Fake::start(|_| Answer::new(200, "{}").stall(0));
+    let text = error(manifest_of(&open(&silent, "a", &options)));
+    has(
+        &text,
+        &["broke off: nothing came for 0.02 s (tried 2 times)"],
     );
 }
 
@@ -423,6 +469,11 @@ fn tokens_that_are_none() {
         (Answer::new(200, "{}"), "no token"),
         (Answer::new(200, r#"{"token":"wrong"}"#), "wants a login"),
         (
+            Answer::new(200, r#"{"token":"a\nb"}"#),
+            "token that cannot be sent",
+        ),
+        (Answer::new(200, r#"{"token":""}"#), "wants a login"),
+        (
             Answer::new(429, r#"{"errors":[{"code":"TOOMANYREQUESTS"}]}"#),
             "too many requests",
         ),
@@ -430,6 +481,17 @@ fn tokens_that_are_none() {
         let handler = with_tokens(Images::of(&[]), move |_| answer.clone());
         let (text, _fake) = error_of("a", handler);
         has(&text, &[part]);
+    }
+}
+
+#[test]
+fn a_challenge_that_makes_no_sense() {
+    for challenge in ["Bearer realm=\"not an address\"", "Bearer", "\u{e9}", ","] {
+        let (text, fake) = error_of("a", move |_| {
+            Answer::new(401, "").header("WWW-Authenticate", challenge)
+        });
+        has(&text, &["a:latest: 127.0.0.1:"]);
+        assert!(fake.requests().len() < 8, "{text}: {:?}", fake.requests());
     }
 }
 
@@ -494,29 +556,43 @@ fn a_password() {
 
 #[test]
 fn a_login_goes_to_no_other_host() {
-    let dir = tempfile::tempdir().unwrap();
-    let images = Images::of(&[b"x"]);
-    let blobs = images.clone();
-    let store = Fake::start(move |request| blobs.answer(request));
-    let target = store.address;
-    let fake = Fake::start(move |request| match request.header("authorization") {
-        Some(BASIC) if request.is_blob() => Answer::new(307, "").header(
-            "Location",
-            format!("http://{target}{}?signature=x", request.path),
-        ),
-        Some(BASIC) => images.answer(request),
-        _ => wants_basic(),
-    });
-    let login = login_file(&fake, &dir);
-    let registry = open(&fake, "a", &login);
-    // The store knows no signature, but its path is all that it looks at.
-    let result = manifest_of(&registry);
-    assert!(!store.requests().is_empty());
-    for request in store.requests() {
-        assert_eq!(request.header("authorization"), None);
+    for refused in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let images = Images::of(&[b"x"]);
+        let blobs = images.clone();
+        let store = Fake::start(move |request| {
+            let path = request.path.strip_suffix("?signature=x").unwrap();
+            if refused {
+                return Answer::new(403, "");
+            }
+            let mut request = request.clone();
+            request.path.truncate(path.len());
+            blobs.answer(&request)
+        });
+        let target = store.address;
+        let fake = Fake::start(move |request| match request.header("authorization") {
+            Some(BASIC) if request.is_blob() => Answer::new(307, "").header(
+                "Location",
+                format!("http://{target}{}?signature=x", request.path),
+            ),
+            Some(BASIC) => images.answer(request),
+            _ => wants_basic(),
+        });
+        let registry = open(&fake, "a", &login_file(&fake, &dir));
+        let result = manifest_of(&registry);
+        if refused {
+            let text = error(result);
+            has(&text, &["denies access to who logs in from"]);
+            assert!(!text.contains("signature"), "{text}");
+        } else {
+            let layer = &result.unwrap().layers[0];
+            assert_eq!(read(&registry, layer).unwrap(), b"x");
+        }
+        assert!(!store.requests().is_empty());
+        for request in store.requests() {
+            assert_eq!(request.header("authorization"), None);
+        }
     }
-    let text = error(result);
-    assert!(!text.contains("signature"), "{text}");
 }
 
 // ---- layers ----------------------------------------------------------------------------------
@@ -781,6 +857,50 @@ fn certificates_are_looked_at() {
     options.certificate_dirs.clear();
     options.insecure = true;
     manifest_of(&open(&fake, "a", &options)).unwrap();
+}
+
+/// What is written to the log while this and other tests of this file run.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn the_log_has_no_secrets() {
+    let log = Log::default();
+    let to = log.clone();
+    tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::TRACE)
+        .with_writer(move || to.clone())
+        .init();
+    let dir = tempfile::tempdir().unwrap();
+    let images = Images::of(&[b"x"]);
+    let other = images.clone();
+    let tokens = Fake::start(with_tokens(images, |_| gives_token()));
+    let password = Fake::start(move |request| match request.header("authorization") {
+        Some(BASIC) => other.answer(request),
+        _ => wants_basic(),
+    });
+    for fake in [&tokens, &password] {
+        let registry = open(fake, "a", &login_file(fake, &dir));
+        let manifest = manifest_of(&registry).unwrap();
+        read(&registry, &manifest.layers[0]).unwrap();
+    }
+    let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    assert!(log.contains("asking"), "{log}");
+    for secret in ["secret", "dXNlcjpzZWNyZXQ", "the-token"] {
+        let line = log.lines().find(|line| line.contains(secret));
+        assert_eq!(line, None);
+    }
 }
 
 // ---- the program's own side ------------------------------------------------------------------

@@ -33,7 +33,7 @@ const IDENTITY_MARK: &str = "<token>";
 
 /// Where logins are looked for.
 #[derive(Debug, Clone)]
-pub(super) struct Places {
+pub(super) struct Lookup {
     /// The files, the first one first.
     pub(super) files: Vec<PathBuf>,
     /// Whether the files must be there: somebody named them.
@@ -120,14 +120,14 @@ pub fn default_auth_files(
 /// # Errors
 /// A file that cannot be read, or a helper that fails.
 pub(super) async fn find(
-    places: &Places,
+    lookup: &Lookup,
     repository: &Repository,
 ) -> Result<Option<Login>, SourceError> {
-    for file in &places.files {
-        let Some(logins) = read(file, places.must_exist)? else {
+    for file in &lookup.files {
+        let Some(logins) = read(file, lookup.must_exist)? else {
             continue;
         };
-        if let Some(login) = of_file(places, file, &logins, repository).await? {
+        if let Some(login) = of_file(lookup, file, &logins, repository).await? {
             tracing::debug!(registry = repository.host, from = login.from, "login");
             return Ok(Some(login));
         }
@@ -136,7 +136,7 @@ pub(super) async fn find(
 }
 
 async fn of_file(
-    places: &Places,
+    lookup: &Lookup,
     file: &Path,
     logins: &Logins,
     repository: &Repository,
@@ -145,7 +145,7 @@ async fn of_file(
     let helpers = logins.helpers.iter().flatten();
     let mut helpers = helpers.filter(|(key, _)| keys.iter().any(|k| k == bare(key)));
     if let Some((_, helper)) = helpers.next()
-        && let Some(login) = ask(places, file, helper, repository).await?
+        && let Some(login) = ask(lookup, file, helper, repository).await?
     {
         return Ok(Some(login));
     }
@@ -168,7 +168,7 @@ async fn of_file(
         }
     }
     match &logins.store {
-        Some(helper) => ask(places, file, helper, repository).await,
+        Some(helper) => ask(lookup, file, helper, repository).await,
         None => Ok(None),
     }
 }
@@ -236,7 +236,7 @@ impl Entry {
 
 /// Asks `docker-credential-HELPER get`. None where it has no login for the registry.
 async fn ask(
-    places: &Places,
+    lookup: &Lookup,
     file: &Path,
     helper: &str,
     repository: &Repository,
@@ -250,7 +250,7 @@ async fn ask(
         return Err(fails("is no name of a program".to_owned()));
     }
     let program = format!("docker-credential-{helper}");
-    let program = match &places.helpers {
+    let program = match &lookup.helpers {
         Some(dir) => dir.join(program),
         None => program.into(),
     };
@@ -268,10 +268,10 @@ async fn ask(
         .kill_on_drop(true)
         .spawn()
         .map_err(cannot)?;
-    let output = timeout(places.patience, child.wait_with_output())
+    let output = timeout(lookup.patience, child.wait_with_output())
         .await
         .map_err(|_| {
-            let seconds = places.patience.as_secs_f32();
+            let seconds = lookup.patience.as_secs_f32();
             fails(format!("does not answer within {seconds} s"))
         })?
         .map_err(cannot)?;

@@ -68,6 +68,17 @@ impl Failure {
         )
     }
 
+    /// The failure of the last of so many tries.
+    pub(super) fn after(self, tries: u32) -> Self {
+        match tries {
+            0 | 1 => self,
+            _ => Self {
+                why: format!("{} (tried {tries} times)", self.why),
+                ..self
+            },
+        }
+    }
+
     /// Whether plain HTTP may do better, where it is allowed. A certificate that is not trusted
     /// is no reason to do without one.
     pub(super) fn may_be_plain(&self) -> bool {
@@ -144,7 +155,7 @@ impl From<OciDistributionError> for Failure {
             }
             OciDistributionError::DigestError(error) => error.into(),
             OciDistributionError::RequestError(error) => {
-                let kind = if error.is_redirect() {
+                let kind = if error.is_redirect() || error.is_builder() {
                     Kind::Content
                 } else if error.is_connect() {
                     Kind::Unreachable

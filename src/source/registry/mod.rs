@@ -29,7 +29,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use super::oci::{self, Descriptor, Kind};
+use super::oci::{self, Blobs, Descriptor, Kind};
 use super::{Layer, Manifest, Platform, Source, SourceError};
 use crate::digest::Digest;
 use failure::{Failure, Kind as Fault};
@@ -142,7 +142,7 @@ impl Registry {
             None => (options.auth_files.clone(), false),
         };
         let settings = Settings {
-            logins: Arc::new(auth::Places {
+            logins: Arc::new(auth::Lookup {
                 files,
                 must_exist,
                 helpers: options.helpers.clone(),
@@ -220,7 +220,10 @@ impl Registry {
     }
 }
 
-impl oci::Blobs for Registry {
+/// The parts of an image, for those who look at its documents.
+struct Parts<'a>(&'a Registry);
+
+impl Blobs for Parts<'_> {
     fn json(&self, part: &Descriptor, max: u64, what: &str) -> Result<Vec<u8>, SourceError> {
         let wanted = match part.kind() {
             Kind::Index | Kind::Manifest => {
@@ -228,11 +231,12 @@ impl oci::Blobs for Registry {
             }
             _ => Wanted::Blob(part.digest),
         };
-        self.read(wanted, max)
+        self.0
+            .read(wanted, max)
             .map_err(|failure| failure.of(what.to_owned()))
     }
 
-    /// A registry tells of a layer only when it is fetched.
+    /// Nothing is asked for: that a layer is there says its first byte as well.
     fn layer(&self, _: &Descriptor, _: &str) -> Result<(), SourceError> {
         Ok(())
     }
@@ -250,7 +254,7 @@ impl Source for Registry {
         let bytes = self.top()?;
         let document = oci::document(&bytes, None, &what)?;
         let digest = Digest::of(&bytes);
-        oci::resolve_document(digest, document, platform, &what, self)
+        oci::resolve_document(digest, document, platform, &what, &Parts(self))
     }
 
     fn layer(&self, layer: &Layer) -> Result<Box<dyn Read + Send>, SourceError> {
@@ -348,7 +352,7 @@ impl Places {
                 tracing::debug!(why = failure.why, tries, "asking again");
                 pause(&self.patience, tries).await;
             } else {
-                choice = self.after(choice, failure)?;
+                choice = self.after(choice, failure.after(tries))?;
                 tries = 0;
             }
         }

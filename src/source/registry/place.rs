@@ -1,5 +1,6 @@
 //! One place where an image may be: a registry or a mirror of it, over one protocol.
 
+use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Once, OnceLock};
 use std::time::Duration;
@@ -8,7 +9,9 @@ use futures_util::StreamExt as _;
 use oci_client::client::{
     BlobResponse, Certificate, Client, ClientConfig, ClientProtocol, SizedStream,
 };
+use oci_client::errors::OciDistributionError;
 use oci_client::secrets::RegistryAuth;
+use oci_client::token_cache::RegistryTokenType;
 use oci_client::{Reference, RegistryOperation};
 use tokio::sync::OnceCell;
 use tokio::time::timeout;
@@ -34,16 +37,20 @@ pub(super) struct Place {
     certificates: Vec<Certificate>,
     certificate_dirs: Vec<PathBuf>,
     patience: Patience,
-    logins: Arc<auth::Places>,
+    logins: Arc<auth::Lookup>,
     login: Arc<OnceCell<Option<Login>>>,
-    client: OnceLock<Client>,
+    // One of the crate's clients that knows a login greets the registry before every request, and
+    // takes a token that it is not given for none; so it is one that asks for tokens, where errors
+    // are seen, and another one that uses them.
+    tokens: OnceLock<Client>,
+    requests: OnceLock<Client>,
     greeted: OnceCell<()>,
 }
 
 /// What a place is made from.
 pub(super) struct Settings {
     /// Where logins are.
-    pub(super) logins: Arc<auth::Places>,
+    pub(super) logins: Arc<auth::Lookup>,
     /// Where certificates of authorities are.
     pub(super) certificate_dirs: Vec<PathBuf>,
     /// How long to wait.
@@ -91,7 +98,8 @@ impl Place {
             patience: settings.patience,
             logins: Arc::clone(&settings.logins),
             login: Arc::clone(&login),
-            client: OnceLock::new(),
+            tokens: OnceLock::new(),
+            requests: OnceLock::new(),
             greeted: OnceCell::new(),
         };
         Ok(protocols.iter().copied().map(place).collect())
@@ -159,13 +167,11 @@ impl Place {
     pub(super) async fn next(
         &self,
         stream: &mut SizedStream,
-    ) -> Result<
-        Option<std::io::Result<impl AsRef<[u8]> + std::ops::Deref<Target = [u8]> + use<>>>,
-        Failure,
-    > {
-        timeout(self.patience.stall, stream.next())
-            .await
-            .map_err(|_| self.explained(stalled(self.patience.stall)))
+    ) -> Result<Option<io::Result<Vec<u8>>>, Failure> {
+        match timeout(self.patience.stall, stream.next()).await {
+            Ok(piece) => Ok(piece.map(|piece| piece.map(Vec::from))),
+            Err(_) => Err(self.explained(stalled(self.patience.stall))),
+        }
     }
 
     /// What stands where JSON should be.
@@ -191,18 +197,12 @@ impl Place {
             from,
             "asking"
         );
-        let client = self.client()?;
-        let login = self.login().await?;
-        let auth = login.map_or(&RegistryAuth::Anonymous, |login| &login.auth);
-        self.greeted
-            .get_or_try_init(|| self.greet(client, auth))
-            .await?;
-        match self.request(client, what, from).await {
-            // The token may have been one of before, or may have failed to be renewed, of which
-            // the crate says nothing.
+        self.greeted.get_or_try_init(|| self.greet()).await?;
+        match self.request(what, from).await {
+            // The token may be too old.
             Err(failure) if failure.kind == Kind::Login => {
-                self.greet(client, auth).await?;
-                self.request(client, what, from).await
+                self.greet().await?;
+                self.request(what, from).await
             }
             other => other,
         }
@@ -210,16 +210,45 @@ impl Place {
     }
 
     /// Asks for a token, where the registry wants one.
-    async fn greet(&self, client: &Client, auth: &RegistryAuth) -> Result<(), Failure> {
-        let greeting = client.auth(&self.reference, auth, RegistryOperation::Pull);
-        match timeout(self.patience.stall, greeting).await {
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(error)) => Err(self.explained(error.into())),
-            Err(_) => Err(self.explained(stalled(self.patience.stall))),
+    async fn greet(&self) -> Result<(), Failure> {
+        const PULL: RegistryOperation = RegistryOperation::Pull;
+        let tokens = self.client(&self.tokens)?;
+        let login = self.login().await?;
+        let auth = login.map_or(&RegistryAuth::Anonymous, |login| &login.auth);
+        let greeting = tokens.auth(&self.reference, auth, PULL);
+        let token = match timeout(self.patience.stall, greeting).await {
+            Ok(Ok(token)) => token,
+            Ok(Err(error)) => return Err(self.explained(error.into())),
+            Err(_) => return Err(self.explained(stalled(self.patience.stall))),
+        };
+        let requests = self.client(&self.requests)?;
+        match (token, auth) {
+            (Some(token), _) => {
+                // The crate panics at what is no header.
+                if !token.bytes().all(|b| b.is_ascii_graphic()) {
+                    let why = "gives a token that cannot be sent";
+                    return Err(self.explained(Failure::new(Kind::Content, why)));
+                }
+                let auth = RegistryAuth::Bearer(token);
+                // Keeps it, and asks nobody.
+                requests
+                    .auth(&self.reference, &auth, PULL)
+                    .await
+                    .map_err(|error| self.explained(error.into()))?;
+            }
+            (None, RegistryAuth::Basic(user, password)) => {
+                let host = self.reference.resolve_registry();
+                requests.store_auth_if_needed(host, auth).await;
+                let login = RegistryTokenType::Basic(user.clone(), password.clone());
+                requests.tokens.insert(&self.reference, PULL, login).await;
+            }
+            (None, _) => {}
         }
+        Ok(())
     }
 
-    async fn request(&self, client: &Client, what: &str, from: u64) -> Result<Blob, Failure> {
+    async fn request(&self, what: &str, from: u64) -> Result<Blob, Failure> {
+        let client = self.client(&self.requests)?;
         let request = async {
             if from == 0 {
                 let stream = client.pull_blob_stream(&self.reference, what).await?;
@@ -232,7 +261,7 @@ impl Place {
             })
         };
         match timeout(self.patience.stall, request).await {
-            Ok(answer) => answer.map_err(|e: oci_client::errors::OciDistributionError| e.into()),
+            Ok(answer) => answer.map_err(|error: OciDistributionError| error.into()),
             Err(_) => Err(stalled(self.patience.stall)),
         }
     }
@@ -245,10 +274,23 @@ impl Place {
         Ok(login.as_ref())
     }
 
-    fn client(&self) -> Result<&Client, Failure> {
-        if let Some(client) = self.client.get() {
+    /// A client that is made when it is needed first, which takes a look at all certificates.
+    fn client<'a>(&self, client: &'a OnceLock<Client>) -> Result<&'a Client, Failure> {
+        if let Some(client) = client.get() {
             return Ok(client);
         }
+        use_ring();
+        let made = Client::try_from(self.config()).map_err(|error| {
+            let why = Failure::from(error).why;
+            let dirs = self.certificate_paths();
+            let why =
+                format!("TLS cannot be set up: {why}: see the system's certificates, and {dirs}");
+            Failure::new(Kind::Here, why)
+        })?;
+        Ok(client.get_or_init(|| made))
+    }
+
+    fn config(&self) -> ClientConfig {
         let mut config = ClientConfig {
             protocol: if self.plain {
                 ClientProtocol::Http
@@ -267,16 +309,7 @@ impl Place {
             config.http_proxy = Some("http://localhost".to_owned());
             config.no_proxy = Some("*,0.0.0.0/0,::/0".to_owned());
         }
-        use_ring();
-        let client = Client::try_from(config).map_err(|error| {
-            let why = Failure::from(error).why;
-            let dirs = self.certificate_paths();
-            Failure::new(
-                Kind::Here,
-                format!("TLS cannot be set up: {why}: see the system's certificates, and {dirs}"),
-            )
-        })?;
-        Ok(self.client.get_or_init(|| client))
+        config
     }
 
     fn certificate_paths(&self) -> String {
@@ -312,7 +345,7 @@ impl Place {
                 } else {
                     format!("none is in {}", files.join(", "))
                 };
-                format!("{host} wants a login{and_why}, {files}: {log_in}")
+                format!("{host} wants a login, or has no such image{and_why}; {files}: {log_in}")
             }
             (Kind::Login, Some(login)) => format!(
                 "{host} does not take the login from {}{and_why}: {log_in}",

@@ -157,8 +157,11 @@ impl Download<'_> {
             if failure.may_pass() && tries < patience.tries {
                 whole = failure.kind == Kind::Range;
                 pause(&patience, tries).await;
+            } else if failure.kind == Kind::Content && self.at > 0 {
+                // The reader has bytes that are not the layer's; no other place mends that.
+                return Err(failure);
             } else {
-                choice = self.places.after(choice, failure)?;
+                choice = self.places.after(choice, failure.after(tries))?;
                 tries = 0;
                 whole = false;
             }
@@ -184,7 +187,7 @@ impl Download<'_> {
         }
         let mut pass_over = self.at.saturating_sub(from);
         loop {
-            let piece = match place.next(&mut stream).await? {
+            let mut piece = match place.next(&mut stream).await? {
                 Some(Ok(piece)) => piece,
                 Some(Err(error)) => {
                     return self.ended(Some(&error)).map_err(|f| place.explained(f));
@@ -198,14 +201,14 @@ impl Download<'_> {
             }
             let skip = usize::try_from(pass_over).unwrap_or(usize::MAX);
             pass_over = 0;
-            let new = piece.get(skip..).unwrap_or_default();
-            let at = self.at.saturating_add(new.len() as u64);
+            piece.drain(..skip.min(piece.len()));
+            let at = self.at.saturating_add(piece.len() as u64);
             if let Some(len) = self.len
                 && at > len
             {
                 return Err(place.explained(too_long(len)));
             }
-            if self.to.send(Piece::Bytes(new.to_vec())).await.is_err() {
+            if self.to.send(Piece::Bytes(piece)).await.is_err() {
                 return Ok(());
             }
             self.at = at;

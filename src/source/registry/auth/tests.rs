@@ -13,7 +13,7 @@ const AUTH: &str = "dXNlcjpzZWNyZXQ=";
 
 struct Fixture {
     dir: TempDir,
-    places: Places,
+    lookup: Lookup,
 }
 
 impl Fixture {
@@ -25,13 +25,13 @@ impl Fixture {
             fs::write(&path, json).unwrap();
             paths.push(path);
         }
-        let places = Places {
+        let lookup = Lookup {
             files: paths,
             must_exist: true,
             helpers: Some(dir.path().to_owned()),
             patience: Duration::from_secs(60),
         };
-        Self { dir, places }
+        Self { dir, lookup }
     }
 
     fn helper(&self, name: &str, script: &str) {
@@ -51,10 +51,10 @@ impl Fixture {
 
     fn find(&self, name: &str) -> Result<Option<Login>, SourceError> {
         let repository = Name::parse(name).unwrap().repository;
-        let places = self.places.clone();
+        let lookup = self.lookup.clone();
         let worker = Worker::start().unwrap();
         worker
-            .run(async move { find(&places, &repository).await })
+            .run(async move { find(&lookup, &repository).await })
             .unwrap()
     }
 
@@ -130,9 +130,9 @@ fn the_first_file_that_has_one_counts() {
     let of = |user: &str| format!(r#"{{"auths":{{"q.io":{}}}}}"#, entry(user));
     let mut fixture = Fixture::new(&["{}", r#"{"auths":null}"#, &of("first"), &of("second")]);
     assert_eq!(fixture.user("q.io/a").as_deref(), Some("first"));
-    fixture.places.files.insert(0, "/nonexistent".into());
+    fixture.lookup.files.insert(0, "/nonexistent".into());
     assert!(fixture.error("q.io/a").contains("/nonexistent"));
-    fixture.places.must_exist = false;
+    fixture.lookup.must_exist = false;
     assert_eq!(fixture.user("q.io/a").as_deref(), Some("first"));
 }
 
@@ -179,7 +179,7 @@ fn helpers_without_a_login_and_broken_ones() {
     fixture.helper("h", "echo SECRET");
     assert!(!fixture.error("q.io/a").contains("SECRET"));
     fixture.helper("h", "exec sleep 1000");
-    fixture.places.patience = Duration::from_millis(1);
+    fixture.lookup.patience = Duration::from_millis(1);
     assert!(fixture.error("q.io/a").contains("does not answer"));
 
     let fixture = Fixture::new(&[r#"{"credsStore":"../h"}"#]);
