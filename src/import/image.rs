@@ -12,7 +12,7 @@ use super::layer::{Context, Ready, scan};
 use super::{Cost, Event, Imported, Options, Watch};
 use crate::digest::Digest;
 use crate::index::{self, Flat, Flattening};
-use crate::source::{Layer, Manifest, Source};
+use crate::source::{Layer, Manifest, Platform, Source};
 use crate::store::{Blob, ImageLock, NewImage, Progress, Store, StoreError};
 
 /// Takes the image of `source`, which people call `from`, into the store; where it is there
@@ -28,11 +28,14 @@ pub fn image(
     watch: Arc<dyn Watch + Send + Sync>,
 ) -> Result<Imported, ImportError> {
     let manifest = source.manifest(&options.platform)?;
-    let aliases: Vec<Digest> = manifest
-        .manifest
-        .into_iter()
-        .chain(manifest.index)
-        .collect();
+    warn_of_platform(&manifest, from, options);
+    // An index is of several machines: it means the image for this one, once that is there.
+    let here = options.platform == Platform::here();
+    let index = match manifest.index {
+        Some(index) if here || store.resolve(&index.to_string())?.is_none() => Some(index),
+        _ => None,
+    };
+    let aliases: Vec<Digest> = manifest.manifest.into_iter().chain(index).collect();
     let there = || match options.anew {
         true => Ok(None),
         false => found(store, &manifest.config, &aliases),
@@ -66,6 +69,21 @@ pub fn image(
         fresh: true,
         cost,
     })
+}
+
+/// An image that is alone, without an index, may be for other machines than what was asked for. It
+/// can be looked into.
+fn warn_of_platform(manifest: &Manifest, from: &str, options: &Options) {
+    let config: Option<serde_json::Value> = serde_json::from_slice(&manifest.config_json).ok();
+    let has = config
+        .as_ref()
+        .and_then(|c| c.get("architecture")?.as_str());
+    if let Some(has) = has.filter(|has| !has.is_empty() && *has != options.platform.architecture) {
+        tracing::warn!(
+            "{from}: is for {has}, not for {}",
+            options.platform.architecture
+        );
+    }
 }
 
 /// The right to make the image `digest`.

@@ -457,6 +457,24 @@ fn the_events_tell_of_each_layer() {
 }
 
 #[test]
+fn an_index_means_the_image_for_this_machine() {
+    let f = fixture();
+    let (mine, others) = (Fake::of(&[base()]), Fake::of(&[top()]));
+    let elsewhere = Options {
+        platform: "linux/other".parse().unwrap(),
+        ..Options::default()
+    };
+    let index = Digest::of(b"index");
+    let own = |imported: Imported| imported.image.record().digest.unwrap();
+    let other = own(f.import_by(&others, &elsewhere).unwrap());
+    assert_eq!(f.store.find(&index.to_string()).unwrap(), other);
+    let here = own(f.import(&mine).unwrap());
+    assert_eq!(f.store.find(&index.to_string()).unwrap(), here);
+    f.import_by(&others, &elsewhere).unwrap();
+    assert_eq!(f.store.find(&index.to_string()).unwrap(), here);
+}
+
+#[test]
 fn names_lead_to_images() {
     let f = fixture();
     let one = f.import(&Fake::of(&[base()])).unwrap();

@@ -164,7 +164,8 @@ impl Store {
     fn point_aliases(&self, own: &Digest, aliases: &[Digest]) -> Result<(), StoreError> {
         for alias in aliases.iter().filter(|alias| *alias != own) {
             let link = self.layout.image(alias);
-            if leads_to(&link) != Some(*own) && !link.is_dir() {
+            let is_own = || fs::symlink_metadata(&link).is_ok_and(|found| found.is_dir());
+            if leads_to(&link) != Some(*own) && !is_own() {
                 self.point(&link, own)?;
             }
         }
