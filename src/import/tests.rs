@@ -1,5 +1,7 @@
 //! Imports from a source made here: one pass, every digest right, nothing left of what fails.
 
+mod kept;
+
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};

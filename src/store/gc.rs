@@ -13,9 +13,9 @@ use std::time::{Duration, SystemTime};
 use super::build::now;
 use super::hold::{self, Free};
 use super::images::{allocated, layers_of, used};
-use super::names::leads_to;
+use super::links::unlink_lost;
 use super::record::{ImageJson, Source};
-use super::remove::{Gone, Needed, unlink};
+use super::remove::{Gone, Needed};
 use super::tar::TarIdentity;
 use super::{Store, StoreError, blob};
 use crate::digest::Digest;
@@ -175,25 +175,16 @@ impl Run<'_> {
             return Ok(());
         }
         let layout = &self.store.layout;
-        let lost = |own: &Digest| !layout.image(own).exists();
-        for (alias, own) in self.store.aliases()? {
-            if lost(&own) {
-                unlink(layout, &layout.image(&alias), &own)?;
-            }
+        for (link, own) in self
+            .store
+            .aliases()?
+            .into_iter()
+            .chain(self.store.sources()?)
+        {
+            unlink_lost(layout, &link, &own)?;
         }
         for (name, own) in self.store.names()? {
-            if lost(&own) {
-                self.store.untag(&name)?;
-            }
-        }
-        let dir = layout.sources();
-        let Ok(sources) = fs::read_dir(&dir) else {
-            return Ok(());
-        };
-        for link in sources.flatten().map(|entry| entry.path()) {
-            if let Some(own) = leads_to(&link).filter(|own| lost(own)) {
-                unlink(layout, &link, &own)?;
-            }
+            self.store.untag_lost(&name, &own)?;
         }
         Ok(())
     }
@@ -324,8 +315,7 @@ impl Run<'_> {
                 .iter()
                 .find(|root| Some(root.image) == candidate.image);
             if let Some(root) = root {
-                let why = format!("{} counts on it", root.record.display());
-                self.decide(candidate.item, false, bytes, why);
+                self.decide(candidate.item, false, bytes, root.why());
                 continue;
             }
             if let Some(why) = young(
@@ -367,11 +357,7 @@ impl Run<'_> {
             (false, Some(image)) => {
                 let gone = self.store.drop_entry(&image)?;
                 if matches!(gone, Gone::Yes(_)) {
-                    for (name, of) in self.store.names()? {
-                        if of == image {
-                            self.store.untag(&name)?;
-                        }
-                    }
+                    self.store.drop_names(&image)?;
                 }
                 gone
             }

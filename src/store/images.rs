@@ -3,15 +3,15 @@
 use std::fs;
 use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::blob::Blob;
 use super::build::{self, counts, create, index_record, now, write_records};
 use super::image::{self, Image};
 use super::layout::{CONFIG, FORMAT, INDEX, SIDE, USED};
+use super::links::leads_to;
 use super::lock::Lock;
-use super::names::leads_to;
 use super::record::{BlobPlace, BlobRecord, ImageJson, LayerRecord, Source};
 use super::{ImageName, OnProgress, Store, StoreError, publish};
 use crate::digest::{Digest, Hasher};
@@ -164,10 +164,9 @@ impl Store {
     fn point_aliases(&self, own: &Digest, aliases: &[Digest]) -> Result<(), StoreError> {
         for alias in aliases.iter().filter(|alias| *alias != own) {
             let link = self.layout.image(alias);
-            let is_own = || fs::symlink_metadata(&link).is_ok_and(|found| found.is_dir());
-            if leads_to(&link) != Some(*own) && !is_own() {
-                self.point(&link, own)?;
-            }
+            // An image of that very digest stays.
+            let is_own = |link: &Path| fs::symlink_metadata(link).is_ok_and(|found| found.is_dir());
+            self.point_where(&link, own, |link| !is_own(link))?;
         }
         Ok(())
     }
@@ -248,15 +247,22 @@ impl Store {
     /// The own digests of all images, sorted.
     pub(super) fn own_digests(&self) -> Result<Vec<Digest>, StoreError> {
         let mut own = self.entries()?;
-        own.retain(|digest| leads_to(&self.layout.image(digest)).is_none());
+        // What goes meanwhile is none.
+        own.retain(|digest| {
+            fs::symlink_metadata(self.layout.image(digest)).is_ok_and(|found| !found.is_symlink())
+        });
         own.sort_unstable();
         Ok(own)
     }
 
-    /// Digests that are links to images, with what they lead to.
-    pub(super) fn aliases(&self) -> Result<Vec<(Digest, Digest)>, StoreError> {
-        let link = |digest| Some((digest, leads_to(&self.layout.image(&digest))?));
-        Ok(self.entries()?.into_iter().filter_map(link).collect())
+    /// Links from other digests to images, with what they lead to.
+    pub(super) fn aliases(&self) -> Result<Vec<(PathBuf, Digest)>, StoreError> {
+        links_in(&self.layout.images())
+    }
+
+    /// Links from sources to images, with what they lead to.
+    pub(super) fn sources(&self) -> Result<Vec<(PathBuf, Digest)>, StoreError> {
+        links_in(&self.layout.sources())
     }
 
     /// All images, the one used last first.
@@ -317,6 +323,23 @@ impl Store {
     pub fn remember(&self, source: &str, own: &Digest) -> Result<(), StoreError> {
         self.point(&self.layout.sources().join(source_key(source)), own)
     }
+}
+
+fn links_in(dir: &Path) -> Result<Vec<(PathBuf, Digest)>, StoreError> {
+    let io = StoreError::io(dir);
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(io(e)),
+    };
+    let mut links = Vec::new();
+    for entry in entries {
+        let link = entry.map_err(&io)?.path();
+        if let Some(own) = leads_to(&link) {
+            links.push((link, own));
+        }
+    }
+    Ok(links)
 }
 
 fn source_key(source: &str) -> String {

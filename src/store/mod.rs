@@ -34,6 +34,7 @@ mod hold;
 mod image;
 mod images;
 mod layout;
+mod links;
 mod lock;
 mod names;
 mod publish;

@@ -8,8 +8,9 @@ use std::fs;
 use std::io;
 use std::str::FromStr;
 
+use super::hold::Hold;
 use super::layout::Layout;
-use super::lock::Lock;
+use super::links::{leads_to, unlink_lost};
 use super::{Store, StoreError, publish};
 use crate::digest::Digest;
 
@@ -75,10 +76,14 @@ impl Store {
     /// # Errors
     /// [`StoreError::NoImage`]; those of writing to the store.
     pub fn tag(&self, digest: &Digest, name: &ImageName) -> Result<(), StoreError> {
-        let own = super::image::own_digest(&self.layout, digest)
-            .ok_or_else(|| self.no_image(&digest.to_string()))?;
-        let link = self.layout.names().join(name.file());
-        self.point(&link, &own)
+        let none = || self.no_image(&digest.to_string());
+        let own = super::image::own_digest(&self.layout, digest).ok_or_else(none)?;
+        let entry = self.layout.image(&own);
+        // Nobody removes it before it has the name.
+        let _hold = Hold::take(&entry)
+            .map_err(StoreError::io(&entry))?
+            .ok_or_else(none)?;
+        self.point(&self.layout.names().join(name.file()), &own)
     }
 
     /// Takes a name away; the image stays. False where no image had it.
@@ -97,6 +102,11 @@ impl Store {
         }
     }
 
+    /// Takes a name away from an image that is gone.
+    pub(super) fn untag_lost(&self, name: &ImageName, own: &Digest) -> Result<(), StoreError> {
+        unlink_lost(&self.layout, &self.layout.names().join(name.file()), own)
+    }
+
     /// The image that has `name`.
     pub(super) fn named(&self, name: &ImageName) -> Option<Digest> {
         leads_to(&self.layout.names().join(name.file()))
@@ -110,25 +120,12 @@ impl Store {
         all(&self.layout)
     }
 
-    /// Lets the link `link` of the store lead to image `own`.
-    pub(super) fn point(&self, link: &std::path::Path, own: &Digest) -> Result<(), StoreError> {
-        self.layout.make()?;
-        let lock = Lock::fresh(self.dir(), "link")?;
-        publish::link(own.hex(), lock.work(), link)
-            .map_err(|e| StoreError::write(self.dir(), link, e))
-    }
-
     pub(super) fn no_image(&self, name: &str) -> StoreError {
         StoreError::NoImage {
             name: name.to_owned(),
             store: self.dir().to_owned(),
         }
     }
-}
-
-/// The digest that a link of the store leads to.
-pub(super) fn leads_to(link: &std::path::Path) -> Option<Digest> {
-    Digest::from_hex(fs::read_link(link).ok()?.to_str()?).ok()
 }
 
 fn all(layout: &Layout) -> Result<Vec<(ImageName, Digest)>, StoreError> {

@@ -8,9 +8,8 @@ use super::blob;
 use super::hold::{self, Free};
 use super::image::own_digest;
 use super::images::layers_of;
-use super::layout::Layout;
+use super::links::unlink_lost;
 use super::lock::Lock;
-use super::names::leads_to;
 use super::record::ImageJson;
 use super::{Store, StoreError, publish, roots};
 use crate::digest::Digest;
@@ -85,16 +84,13 @@ impl Store {
                 // Who removed it before was ended in the middle.
                 None => Removed::default(),
             };
-            self.untag(&name)?;
+            // Last, so that who is ended in the middle can be called once more.
+            self.untag_lost(&name, &digest)?;
             return Ok(removed);
         }
         let own = self.find(text)?;
         let removed = self.remove_image(&own)?;
-        for (name, of) in self.names()? {
-            if of == own {
-                self.untag(&name)?;
-            }
-        }
+        self.drop_names(&own)?;
         Ok(removed)
     }
 
@@ -102,12 +98,6 @@ impl Store {
     fn remove_image(&self, own: &Digest) -> Result<Removed, StoreError> {
         self.prepare()?;
         let record = ImageJson::read(&self.layout.image(own));
-        if let Some(root) = self.roots()?.iter().find(|root| root.image == *own) {
-            return Err(StoreError::InUse {
-                what: own.to_string(),
-                by: format!("{} counts on it", root.record.display()),
-            });
-        }
         let bytes = match self.drop_entry(own)? {
             Gone::Yes(bytes) => bytes,
             Gone::No(by) => {
@@ -150,7 +140,7 @@ impl Store {
         roots::alive(&self.layout).map_err(StoreError::io(&self.layout.roots()))
     }
 
-    /// Removes the entry of an image and its aliases, if nobody uses it.
+    /// Removes the entry of an image, and all links to it but its names, if nobody uses it.
     pub(super) fn drop_entry(&self, own: &Digest) -> Result<Gone, StoreError> {
         let entry = self.layout.image(own);
         let bytes = super::images::allocated(&entry);
@@ -159,8 +149,12 @@ impl Store {
             Free::Gone => return Ok(Gone::Yes(0)),
             Free::No(why) => return Ok(Gone::No(why)),
         };
+        // Who has added a root had the image open, and may have ended since: now nobody can.
+        if let Some(root) = self.roots()?.iter().find(|root| root.image == *own) {
+            return Ok(Gone::No(root.why()));
+        }
         self.withdraw(&entry)?;
-        self.drop_aliases(own)?;
+        self.drop_links(own)?;
         Ok(Gone::Yes(bytes))
     }
 
@@ -170,11 +164,21 @@ impl Store {
         publish::withdraw(path, lock.work()).map_err(|e| StoreError::write(self.dir(), path, e))
     }
 
-    /// Removes the aliases of an image that is gone.
-    pub(super) fn drop_aliases(&self, own: &Digest) -> Result<(), StoreError> {
-        for (alias, of) in self.aliases()? {
+    /// Removes the aliases of an image that is gone, and the memory of its sources.
+    fn drop_links(&self, own: &Digest) -> Result<(), StoreError> {
+        for (link, of) in self.aliases()?.into_iter().chain(self.sources()?) {
             if of == *own {
-                unlink(&self.layout, &self.layout.image(&alias), own)?;
+                unlink_lost(&self.layout, &link, own)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes the names of an image that is gone.
+    pub(super) fn drop_names(&self, own: &Digest) -> Result<(), StoreError> {
+        for (name, of) in self.names()? {
+            if of == *own {
+                self.untag_lost(&name, own)?;
             }
         }
         Ok(())
@@ -218,20 +222,4 @@ pub struct Removed {
     pub layers: Vec<Digest>,
     /// Bytes that are free now.
     pub bytes: u64,
-}
-
-/// Removes the link `link` if it leads to `own` still.
-pub(super) fn unlink(
-    layout: &Layout,
-    link: &std::path::Path,
-    own: &Digest,
-) -> Result<(), StoreError> {
-    if leads_to(link) != Some(*own) {
-        return Ok(());
-    }
-    match fs::remove_file(link) {
-        Ok(()) => Ok(()),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(e) => Err(StoreError::write(&layout.dir, link, e)),
-    }
 }

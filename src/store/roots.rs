@@ -8,6 +8,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::layout::Layout;
+use super::links::{is_gone, lock_dir_of};
 use super::lock::Lock;
 use super::{Store, StoreError, publish};
 use crate::digest::{Digest, Hasher};
@@ -19,6 +20,13 @@ pub(super) struct Root {
     pub(super) record: PathBuf,
 }
 
+impl Root {
+    /// Why the image stays.
+    pub(super) fn why(&self) -> String {
+        format!("{} counts on it", self.record.display())
+    }
+}
+
 impl Store {
     /// Has the image `own` be kept as long as there is a file at `record`, an absolute path.
     ///
@@ -27,9 +35,10 @@ impl Store {
     pub fn add_root(&self, own: &Digest, record: &Path) -> Result<(), StoreError> {
         self.layout.make()?;
         let link = self.layout.roots().join(key(own, record));
+        let failed = |e| StoreError::write(self.dir(), &link, e);
+        let _locked = lock_dir_of(&link).map_err(failed)?;
         let lock = Lock::fresh(self.dir(), "link")?;
-        publish::link(record, lock.work(), &link)
-            .map_err(|e| StoreError::write(self.dir(), &link, e))
+        publish::link(record, lock.work(), &link).map_err(failed)
     }
 }
 
@@ -58,14 +67,29 @@ pub(super) fn alive(layout: &Layout) -> io::Result<Vec<Root>> {
         let Some(image) = image else {
             continue;
         };
-        let record = fs::read_link(entry.path())?;
-        match fs::symlink_metadata(&record) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                fs::remove_file(entry.path())?;
-            }
-            // What cannot be seen may be there.
-            _ => alive.push(Root { image, record }),
+        let link = entry.path();
+        let record = match fs::read_link(&link) {
+            Ok(record) => record,
+            // Somebody else has removed it.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+            Err(e) => return Err(e),
+        };
+        // What cannot be seen may be there.
+        if is_gone(&record).unwrap_or(false) && bury(&link, &record)? {
+            continue;
         }
+        alive.push(Root { image, record });
     }
     Ok(alive)
+}
+
+/// Removes the root `link`; false where its file has come back meanwhile.
+fn bury(link: &Path, record: &Path) -> io::Result<bool> {
+    let _locked = lock_dir_of(link)?;
+    if !is_gone(record).unwrap_or(false) {
+        return Ok(false);
+    }
+    // Tidiness: a store that cannot be written to keeps it, and nobody counts on it.
+    fs::remove_file(link).ok();
+    Ok(true)
 }
