@@ -36,16 +36,16 @@ pub fn image(
         _ => None,
     };
     let aliases: Vec<Digest> = manifest.manifest.into_iter().chain(index).collect();
-    let there = || match options.anew {
+    let there = |lock: Option<&ImageLock>| match options.anew {
         true => Ok(None),
-        false => found(store, &manifest.config, &aliases),
+        false => found(store, &manifest.config, &aliases, lock),
     };
-    if let Some(found) = there()? {
+    if let Some(found) = there(None)? {
         return Ok(found);
     }
     store.prepare()?;
     let lock = lock(store, &manifest.config, &*watch)?;
-    if let Some(found) = there()? {
+    if let Some(found) = there(Some(&lock))? {
         return Ok(found);
     }
     discard_damaged(store, &manifest.config)?;
@@ -100,15 +100,20 @@ pub(super) fn lock(
     Ok(store.lock_image(digest, &mut waiting)?)
 }
 
-/// The image, where it is in the store and whole.
+/// The image, where it is in the store and whole; without its lock only where it has all `aliases`.
 pub(super) fn found(
     store: &Store,
     own: &Digest,
     aliases: &[Digest],
+    lock: Option<&ImageLock>,
 ) -> Result<Option<Imported>, ImportError> {
     match store.image(own) {
         Ok(image) => {
-            store.add_aliases(own, aliases)?;
+            match lock {
+                Some(lock) => store.add_aliases(own, aliases, lock)?,
+                None if image.knows(aliases) => store.point_aliases(own, aliases)?,
+                None => return Ok(None),
+            }
             Ok(Some(Imported {
                 image,
                 fresh: false,

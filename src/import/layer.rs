@@ -46,7 +46,12 @@ impl Context<'_> {
         layer: &Layer,
     ) -> Result<Ready, ImportError> {
         if let Some(blob) = self.store.blob(&layer.diff_id)? {
-            return self.there(layer, blob);
+            match self.there(layer, blob) {
+                // What cannot be read may be damaged, then it comes again.
+                Err(error) if !self.store.discard_layer(&layer.diff_id)? => return Err(error),
+                Err(_) => {}
+                ready => return ready,
+            }
         }
         let mut waiting = |progress| {
             if progress == Progress::Waiting {

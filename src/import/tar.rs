@@ -77,7 +77,7 @@ pub fn tar(
     cost.layers = 1;
     watch.on(Event::Done(0));
     let lock = lock(store, &digest, &*watch)?;
-    if let Some(found) = found(store, &digest, &[])? {
+    if let Some(found) = found(store, &digest, &[], Some(&lock))? {
         return Ok(Imported { cost, ..found });
     }
     watch.on(Event::Indexing);

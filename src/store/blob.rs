@@ -9,8 +9,9 @@ use rustix::fs::FlockOperation;
 
 use super::hold::{self, Free};
 use super::layout::Layout;
+use super::links::lock_dir_of;
 use super::lock::Lock;
-use super::{OnProgress, Store, StoreError, publish};
+use super::{OnProgress, Store, StoreError, hash, publish};
 use crate::digest::Digest;
 use crate::sys;
 
@@ -178,17 +179,60 @@ impl BlobWriter {
         let failed = |e| StoreError::write(&layout.dir, &target, e);
         // fs-verity takes a file that nobody has open for writing.
         drop(file);
-        publish::seal_at(&temp)
-            .and_then(|()| sys::verity::enable(&File::open(&temp)?))
-            .and_then(|_| match Blob::find(&layout, diff_id) {
+        let sealed = || {
+            publish::seal_at(&temp)?;
+            // Locked before anybody can see it: nobody removes it at once.
+            let file =
+                hold::locked(&temp, FlockOperation::LockShared)?.ok_or(io::ErrorKind::NotFound)?;
+            sys::verity::enable(&file)?;
+            Ok(file)
+        };
+        let file = sealed().map_err(failed)?;
+        loop {
+            match Blob::find(&layout, diff_id)? {
                 // It was there, or has come meanwhile: who has it open is not to see another file.
-                Ok(Some(there)) if there.len == len => Ok(()),
-                _ => publish::finished(&temp, &target),
-            })
-            .map_err(failed)?;
+                Some(there) if there.len == len => return Ok(there),
+                Some(_) => drop(discard(&layout, diff_id)?),
+                None => {}
+            }
+            if publish::new_file(&temp, &target).map_err(failed)? {
+                break;
+            }
+        }
         drop(lock);
-        let blob = Blob::find(&layout, diff_id)?.filter(|blob| blob.len == len);
-        blob.ok_or_else(|| failed(io::Error::other("was removed or replaced at once")))
+        Ok(Blob {
+            diff_id: *diff_id,
+            path: target,
+            file,
+            len,
+        })
+    }
+}
+
+/// Takes a damaged layer away; false where there is none, or a whole one.
+pub(super) fn discard(layout: &Layout, diff_id: &Digest) -> Result<bool, StoreError> {
+    let path = layout.blob(diff_id);
+    let io = StoreError::io(&path);
+    let failed = |e| StoreError::write(&layout.dir, &path, e);
+    // Two who have found the same damage: the second one finds what the first has put there.
+    let _locked = match lock_dir_of(&path) {
+        Ok(locked) => locked,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(e) => return Err(io(e)),
+    };
+    let Some(blob) = Blob::find(layout, diff_id)? else {
+        return Ok(false);
+    };
+    match hash::file(blob.file(), &mut |_| ()) {
+        Ok(has) if has == *diff_id => return Ok(false),
+        Ok(_) => {}
+        // What cannot be read is damaged, too.
+        Err(e) if e.raw_os_error() == Some(libc::EIO) => {}
+        Err(e) => return Err(io(e)),
+    }
+    match fs::remove_file(&path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(failed(e)),
+        _ => Ok(true),
     }
 }
 

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::hold::Hold;
 use super::layout::{BLOB_DIGEST, CONFIG, INDEX, Layout, SIDE};
+use super::lock::Lock;
 use super::record::{BlobPlace, ImageJson, Source};
 use super::tar::TarFile;
 use super::{OnProgress, StoreError, hash, publish};
@@ -17,6 +18,7 @@ use crate::lower::{BlobFile, FileIdentity, Lower, OpenError};
 /// removes it from the store.
 #[derive(Debug, Clone)]
 pub struct Image {
+    store: PathBuf,
     dir: PathBuf,
     record: ImageJson,
     blobs: Vec<BlobFile>,
@@ -27,7 +29,7 @@ pub struct Image {
 impl Image {
     /// The image in directory `entry` for `tar`; `None` when there is none, or one that is
     /// damaged, of another version, or of another state of the tar.
-    pub(super) fn of_tar(entry: &Path, tar: &TarFile) -> Option<Self> {
+    pub(super) fn of_tar(layout: &Layout, entry: &Path, tar: &TarFile) -> Option<Self> {
         let hold = Hold::take(entry).ok()??;
         let record = ImageJson::read(entry)?;
         match &record.source {
@@ -46,6 +48,7 @@ impl Image {
             BlobPlace::Layer(_) => None,
         });
         let image = Self {
+            store: layout.dir.clone(),
             dir: entry.to_owned(),
             blobs: blobs.collect::<Option<_>>()?,
             record,
@@ -73,6 +76,11 @@ impl Image {
         let Some(record) = ImageJson::read(&entry) else {
             return Ok(None);
         };
+        // All layers first, also those of which the index needs nothing: the image is whole or it is not.
+        for layer in &record.layers {
+            blob_file(layout.blob(&layer.diff_id), layer.len)
+                .map_err(|e| e.of_layer(own, layer.diff_id))?;
+        }
         let index = |what: String| StoreError::Index { image: own, what };
         match fs::metadata(entry.join(INDEX)) {
             Ok(found) if found.len() == record.index.len => {}
@@ -81,11 +89,6 @@ impl Image {
                 return Err(index("is missing".to_owned()));
             }
             Err(e) => return Err(StoreError::io(&entry.join(INDEX))(e)),
-        }
-        // All layers, also those of which the index needs nothing: the image is whole or it is not.
-        for layer in &record.layers {
-            blob_file(layout.blob(&layer.diff_id), layer.len)
-                .map_err(|e| e.of_layer(own, layer.diff_id))?;
         }
         let blob = |(place, len): (&BlobPlace, u64)| match place {
             BlobPlace::Layer(diff_id) => {
@@ -98,6 +101,7 @@ impl Image {
         let blobs = record.blobs.iter().map(|b| blob((&b.place, b.len)));
         let image = Self {
             blobs: blobs.collect::<Result<_, _>>()?,
+            store: layout.dir.clone(),
             dir: entry,
             record,
             hold: Arc::new(hold),
@@ -163,6 +167,15 @@ impl Image {
         }
     }
 
+    /// Whether the image is known to be each of `aliases`, too.
+    #[must_use]
+    pub fn knows(&self, aliases: &[Digest]) -> bool {
+        let known = |alias: &Digest| {
+            self.record.aliases.contains(alias) || self.record.digest == Some(*alias)
+        };
+        aliases.iter().all(known)
+    }
+
     /// Whether the index was made by this call, and not found in the store.
     #[must_use]
     pub fn is_fresh(&self) -> bool {
@@ -200,7 +213,12 @@ impl Image {
         tar.check()?;
         // Only a memory: where it cannot be kept (a store of another user), the next one hashes
         // again.
-        publish::file(&memo, format!("{digest}\n").as_bytes()).ok();
+        Lock::fresh(&self.store, "memo")
+            .and_then(|lock| {
+                let text = format!("{digest}\n");
+                publish::file(lock.work(), &memo, text.as_bytes()).map_err(StoreError::io(&memo))
+            })
+            .ok();
         Ok(digest)
     }
 

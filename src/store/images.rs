@@ -131,18 +131,23 @@ impl Store {
                 .and_then(|mut file| file.write_all(config))
                 .map_err(failed)?;
         }
-        publish::dir(&temp, &entry).map_err(failed)?;
+        let _hold = publish::dir(&temp, &entry).map_err(failed)?;
         self.point_aliases(&new.digest, &new.aliases)?;
         let mut image = self.image(&new.digest)?;
         image.fresh = true;
         Ok(image)
     }
 
-    /// Notes that the image `own` is known by `aliases` too.
+    /// Notes that the image `own`, which the caller has locked, is known by `aliases` too.
     ///
     /// # Errors
     /// Those of writing to the store.
-    pub fn add_aliases(&self, own: &Digest, aliases: &[Digest]) -> Result<(), StoreError> {
+    pub fn add_aliases(
+        &self,
+        own: &Digest,
+        aliases: &[Digest],
+        lock: &ImageLock,
+    ) -> Result<(), StoreError> {
         let entry = self.layout.image(own);
         let Some(mut record) = ImageJson::read(&entry) else {
             return Err(self.no_image(&own.to_string()));
@@ -155,13 +160,18 @@ impl Store {
             let path = entry.join(super::layout::RECORD);
             record
                 .bytes()
-                .and_then(|bytes| publish::file(&path, &bytes))
+                .and_then(|bytes| publish::file(lock.0.work(), &path, &bytes))
                 .map_err(|e| StoreError::write(self.dir(), &path, e))?;
         }
         self.point_aliases(own, aliases)
     }
 
-    fn point_aliases(&self, own: &Digest, aliases: &[Digest]) -> Result<(), StoreError> {
+    /// Lets `aliases`, which the image `own` is known by, lead to it, where links of them are
+    /// missing.
+    ///
+    /// # Errors
+    /// Those of writing to the store.
+    pub fn point_aliases(&self, own: &Digest, aliases: &[Digest]) -> Result<(), StoreError> {
         for alias in aliases.iter().filter(|alias| *alias != own) {
             let link = self.layout.image(alias);
             // An image of that very digest stays.

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::StoreError;
+use super::{StoreError, publish};
 use crate::digest::Digest;
 
 /// Version of the layout of an entry and of image.json. An entry of another one is made anew, or
@@ -91,11 +91,16 @@ impl Layout {
 }
 
 /// Makes `dir` and its parents for their owner alone: names of files may be as private as their
-/// content.
-pub(super) fn private_dir(dir: &Path) -> std::io::Result<()> {
+/// content. They are on disk before anything in them is.
+fn private_dir(dir: &Path) -> std::io::Result<()> {
     use std::os::unix::fs::DirBuilderExt;
+    if dir.is_dir() {
+        return Ok(());
+    }
+    let new: Vec<&Path> = dir.ancestors().take_while(|dir| !dir.is_dir()).collect();
     std::fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
-        .create(dir)
+        .create(dir)?;
+    new.into_iter().try_for_each(publish::sync_parent)
 }

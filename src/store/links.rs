@@ -56,6 +56,9 @@ impl Store {
         own: &Digest,
         may: impl FnOnce(&Path) -> bool,
     ) -> Result<(), StoreError> {
+        if leads_to(link) == Some(*own) {
+            return Ok(());
+        }
         self.layout.make()?;
         let failed = |e| StoreError::write(self.dir(), link, e);
         let _locked = lock_dir_of(link).map_err(failed)?;

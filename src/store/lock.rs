@@ -2,7 +2,7 @@
 //!
 //! `<store>/tmp/<key>.lock` is held (flock(2), which ends with its process) by the one that makes
 //! `<store>/tmp/<key>`. Only the holder touches that directory, and only the holder removes the
-//! lock file, when the directory is gone.
+//! lock file, when the directory is gone. `<store>/tmp/removed-*` is nobody's.
 
 use std::fs::{self, File};
 use std::io;
@@ -14,8 +14,12 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use rustix::fs::{FlockOperation, flock};
 
 use super::hold::is_at;
+use super::links::is_gone;
 use super::publish::{remove, with_suffix};
 use super::{OnProgress, Progress, StoreError};
+
+/// How the names of those begin that are only to be removed.
+const REMOVED: &str = "removed";
 
 /// The right to make one thing. Ends with the value, and what is unfinished with it.
 #[derive(Debug)]
@@ -69,13 +73,7 @@ impl Lock {
 
     /// [`Self::take`] for what nobody else can mean: a name of its own that begins with `what`.
     pub(super) fn fresh(store: &Path, what: &str) -> Result<Self, StoreError> {
-        static COUNT: AtomicU64 = AtomicU64::new(0);
-        let n = COUNT.fetch_add(1, Ordering::Relaxed);
-        let nanos = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |t| t.as_nanos());
-        let key = format!("{what}-{}-{n}-{nanos}", std::process::id());
-        Self::take(store, &key, &mut |_| ())
+        Self::take(store, &fresh_key(what), &mut |_| ())
     }
 
     /// Where what is being made may lie; goes with the lock.
@@ -108,6 +106,21 @@ impl Lock {
     }
 }
 
+/// Where what was published goes to be removed. Nobody has it locked: whoever sweeps removes it,
+/// and a disk without room for a lock file can be cleared.
+pub(super) fn removed(store: &Path) -> PathBuf {
+    store.join("tmp").join(fresh_key(REMOVED))
+}
+
+fn fresh_key(what: &str) -> String {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let n = COUNT.fetch_add(1, Ordering::Relaxed);
+    let nanos = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |t| t.as_nanos());
+    format!("{what}-{}-{n}-{nanos}", std::process::id())
+}
+
 impl Drop for Lock {
     fn drop(&mut self) {
         clean(&self.work, &self.path);
@@ -116,9 +129,8 @@ impl Drop for Lock {
 
 /// Removes what the holder of a lock leaves. What cannot be removed now, the next sweep takes.
 fn clean(work: &Path, lock: &Path) {
-    let gone = remove(work).and_then(|()| remove(&with_suffix(work, ".old")));
     // With something left the lock file stays, and with it the sweep's way to find it.
-    if gone.is_ok() {
+    if remove(work).is_ok() {
         remove(lock).ok();
     }
 }
@@ -139,16 +151,34 @@ pub(super) fn sweep(tmp: &Path) {
         return;
     };
     for path in entries.flatten().map(|entry| entry.path()) {
-        if path.extension().is_none_or(|extension| extension != "lock") {
-            continue;
-        }
-        let Ok(file) = File::open(&path) else {
-            continue;
-        };
-        if flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok()
-            && is_at(&file, &path).unwrap_or(false)
+        if path
+            .extension()
+            .is_some_and(|extension| extension == "lock")
         {
-            clean(&path.with_extension(""), &path);
+            take_over(File::open(&path), &path);
+        } else if path
+            .file_name()
+            .is_some_and(|name| name.as_encoded_bytes().starts_with(REMOVED.as_bytes()))
+        {
+            remove(&path).ok();
+        } else {
+            // Its lock file is there, unless a power failure has lost it.
+            let lock = with_suffix(&path, ".lock");
+            if is_gone(&lock).unwrap_or(false) {
+                take_over(open(&lock), &lock);
+            }
         }
+    }
+}
+
+/// Removes what the lock file `path` is for, if nobody has that locked.
+fn take_over(file: io::Result<File>, path: &Path) {
+    let Ok(file) = file else {
+        return;
+    };
+    if flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok()
+        && is_at(&file, path).unwrap_or(false)
+    {
+        clean(&path.with_extension(""), path);
     }
 }

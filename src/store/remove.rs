@@ -9,9 +9,8 @@ use super::hold::{self, Free};
 use super::image::own_digest;
 use super::images::layers_of;
 use super::links::unlink_lost;
-use super::lock::Lock;
 use super::record::ImageJson;
-use super::{Store, StoreError, publish, roots};
+use super::{Store, StoreError, lock, publish, roots};
 use crate::digest::Digest;
 
 /// Why something stays.
@@ -82,7 +81,10 @@ impl Store {
             let removed = match own_digest(&self.layout, &digest) {
                 Some(own) => self.remove_image(&own)?,
                 // Who removed it before was ended in the middle.
-                None => Removed::default(),
+                None => {
+                    self.prepare()?;
+                    Removed::default()
+                }
             };
             // Last, so that who is ended in the middle can be called once more.
             self.untag_lost(&name, &digest)?;
@@ -122,18 +124,13 @@ impl Store {
         Ok(removed)
     }
 
-    /// Takes a damaged layer away, so that a whole one can come in its place. Mounts that read it go
-    /// on with what they have open. False where there was none.
+    /// Takes a layer away whose bytes are not those of its digest, so that a whole one can come in
+    /// its place. Mounts that read it go on with what they have open. False where there was none.
     ///
     /// # Errors
-    /// Those of writing to the store.
+    /// Those of reading and writing the store.
     pub fn discard_layer(&self, layer: &Digest) -> Result<bool, StoreError> {
-        let path = self.layout.blob(layer);
-        match fs::remove_file(&path) {
-            Ok(()) => Ok(true),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(e) => Err(StoreError::write(self.dir(), &path, e)),
-        }
+        blob::discard(&self.layout, layer)
     }
 
     pub(super) fn roots(&self) -> Result<Vec<roots::Root>, StoreError> {
@@ -160,8 +157,8 @@ impl Store {
 
     /// Takes what is published at `path` away.
     pub(super) fn withdraw(&self, path: &std::path::Path) -> Result<(), StoreError> {
-        let lock = Lock::fresh(self.dir(), "removed")?;
-        publish::withdraw(path, lock.work()).map_err(|e| StoreError::write(self.dir(), path, e))
+        let temp = lock::removed(self.dir());
+        publish::withdraw(path, &temp).map_err(|e| StoreError::write(self.dir(), path, e))
     }
 
     /// Removes the aliases of an image that is gone, and the memory of its sources.

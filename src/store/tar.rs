@@ -88,24 +88,26 @@ impl Store {
         let source = TarFile::open(tar)?;
         let key = source.identity.key();
         let entry = self.layout.tars().join(&key);
-        if let Some(image) = Image::of_tar(&entry, &source) {
+        if let Some(image) = Image::of_tar(&self.layout, &entry, &source) {
             return Ok(image);
         }
         self.layout.make()?;
         lock::sweep(&self.layout.tmp());
         let lock = lock::Lock::take(self.dir(), &key, progress)?;
         // Another process may have made it while this one waited.
-        if let Some(image) = Image::of_tar(&entry, &source) {
+        if let Some(image) = Image::of_tar(&self.layout, &entry, &source) {
             return Ok(image);
         }
         let temp = lock.fresh_dir()?;
         build::entry(self.dir(), &temp, &source, builder, progress)?;
-        publish::dir(&temp, &entry).map_err(|e| StoreError::write(self.dir(), &entry, e))?;
+        let _hold =
+            publish::dir(&temp, &entry).map_err(|e| StoreError::write(self.dir(), &entry, e))?;
         drop(lock);
-        let mut image = Image::of_tar(&entry, &source).ok_or_else(|| StoreError::Io {
-            path: entry.clone(),
-            source: std::io::Error::other("the index cannot be read back after it was written"),
-        })?;
+        let mut image =
+            Image::of_tar(&self.layout, &entry, &source).ok_or_else(|| StoreError::Io {
+                path: entry.clone(),
+                source: std::io::Error::other("the index cannot be read back after it was written"),
+            })?;
         image.fresh = true;
         Ok(image)
     }

@@ -239,6 +239,9 @@ fn leftovers_of_the_killed_go_and_work_of_the_living_stays() {
     }
     let alive = File::open(tmp.join("alive.lock")).unwrap();
     flock(&alive, FlockOperation::LockExclusive).unwrap();
+    // A power failure has taken the lock file; what was to be removed has none.
+    fs::write(tmp.join("lost"), b"half").unwrap();
+    fs::create_dir(tmp.join("removed-1")).unwrap();
     image(&f.store, &f.tar).unwrap();
     assert_eq!(
         leftovers(&f.store),

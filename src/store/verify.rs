@@ -7,9 +7,11 @@ use std::io;
 use std::path::Path;
 
 use super::blob::{self, Blob};
+use super::hold::Hold;
 use super::image::blob_file;
 use super::images::layers_of;
 use super::layout::{CONFIG, INDEX, SIDE};
+use super::links::is_gone;
 use super::lock::Lock;
 use super::record::{BlobPlace, ImageJson};
 use super::{Image, NewImage, OnProgress, Source, Store, StoreError, build, hash};
@@ -102,8 +104,10 @@ impl Store {
         let mut say = |checked: Checked, problem: Option<String>| {
             verdicts.push(Verdict { checked, problem });
         };
+        // Nothing of it goes while it is looked at.
+        let _hold = Hold::take(&entry).map_err(StoreError::io(&entry))?;
         let Some(record) = ImageJson::read(&entry) else {
-            if entry.exists() {
+            if !is_gone(&entry).map_err(StoreError::io(&entry))? {
                 let what = "its image.json is missing, damaged or of another version";
                 say(Checked::Record(own), Some(what.to_owned()));
             }
