@@ -325,7 +325,10 @@ impl Run<'_> {
                 self.decide(candidate.item, false, bytes, why);
                 continue;
             }
-            let why = format!("used {} ago, longer than what stays", since(candidate.used));
+            let why = match self.options.all {
+                true => format!("nobody uses it; used last {} ago", since(candidate.used)),
+                false => format!("to make room; used last {} ago", since(candidate.used)),
+            };
             if !self.drop(&candidate, why)? {
                 continue;
             }
