@@ -50,7 +50,7 @@ pub fn image(
     }
     discard_damaged(store, &manifest.config)?;
     let mut cost = Cost::default();
-    let (flat, blobs) = layers(store, source, &manifest, options, &watch, &mut cost)?;
+    let (flat, blobs) = layers(store, (source, from), &manifest, options, &watch, &mut cost)?;
     watch.on(Event::Indexing);
     let start = Instant::now();
     let new = NewImage {
@@ -151,7 +151,7 @@ fn config_of(json: &[u8]) -> Option<serde_json::Value> {
 /// Has all layers in the store, several at a time, and merges what their headers say.
 fn layers(
     store: &Store,
-    source: &Arc<dyn Source>,
+    (source, from): (&Arc<dyn Source>, &str),
     manifest: &Manifest,
     options: &Options,
     watch: &Arc<dyn Watch + Send + Sync>,
@@ -160,6 +160,7 @@ fn layers(
     watch.on(Event::Layers(manifest.layers.len()));
     let context = Context {
         store,
+        from,
         budget: Budget::new(options.max_bytes),
         watch: watch.clone(),
         stop: Arc::new(AtomicBool::new(false)),

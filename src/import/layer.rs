@@ -18,6 +18,8 @@ use crate::store::{Begun, Blob, BlobWriter, Progress, Store};
 /// What all layers of an import share.
 pub(super) struct Context<'a> {
     pub(super) store: &'a Store,
+    /// What people call the image.
+    pub(super) from: &'a str,
     pub(super) budget: Budget,
     pub(super) watch: Arc<dyn Watch + Send + Sync>,
     pub(super) stop: Arc<AtomicBool>,
@@ -30,15 +32,16 @@ pub(super) struct Ready {
     pub(super) cost: Cost,
 }
 
-/// What a layer is called in errors.
-pub(super) fn name_of(layer: &Layer) -> String {
-    match layer.digest {
-        Some(digest) => format!("layer {} ({digest})", layer.position + 1),
-        None => format!("layer {} (diff ID {})", layer.position + 1, layer.diff_id),
-    }
-}
-
 impl Context<'_> {
+    /// What a layer is called in errors.
+    fn name_of(&self, layer: &Layer) -> String {
+        let (from, n) = (self.from, layer.position + 1);
+        match layer.digest {
+            Some(digest) => format!("{from}: layer {n} ({digest})"),
+            None => format!("{from}: layer {n} (diff ID {})", layer.diff_id),
+        }
+    }
+
     /// Has `layer` of `source` in the store, by whomever.
     pub(super) fn bring(
         &self,
@@ -67,7 +70,7 @@ impl Context<'_> {
             Box::new(move || source.layer(&layer))
         };
         let of = Of {
-            name: name_of(layer),
+            name: self.name_of(layer),
             position: layer.position,
             len: layer.len,
         };

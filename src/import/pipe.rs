@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::error::ImportError;
 use super::{Event, Watch};
-use crate::compress;
+use crate::compress::{self, Format};
 use crate::digest::{Digest, Hashed};
 use crate::source::SourceError;
 
@@ -188,6 +188,8 @@ fn decompress(
     blocked: &mut Duration,
 ) -> io::Result<()> {
     let mut decoder = compress::decoder(&mut *input)?;
+    let outer = decoder.format();
+    let mut first = true;
     loop {
         let mut piece = used.try_recv().unwrap_or_default();
         piece.resize(PIECE, 0);
@@ -196,6 +198,14 @@ fn decompress(
             break;
         }
         piece.truncate(n);
+        if std::mem::take(&mut first)
+            && outer != Format::Plain
+            && piece.get(257..262) != Some(b"ustar")
+            && let Some((inner, _)) = compress::betrayed(&piece)
+        {
+            let why = format!("compressed twice, {inner} in {outer}: decompress it once");
+            return Err(io::Error::other(why));
+        }
         let start = Instant::now();
         if to.send(piece).is_err() {
             // The other side has failed, and knows why.

@@ -25,7 +25,7 @@ pub struct Stream {
     pub len: Option<u64>,
 }
 
-/// Takes the tar that `stream` gives, which people call `from`, into the store as an image of one
+/// Takes the tar that `stream` gives, which people call `from` (`-`: standard input), into the store as an image of one
 /// layer. Its digest is that of the uncompressed tar.
 ///
 /// # Errors
@@ -37,9 +37,14 @@ pub fn tar(
     options: &Options,
     watch: Arc<dyn Watch + Send + Sync>,
 ) -> Result<Imported, ImportError> {
+    let called = match from {
+        "-" => "standard input",
+        from => from,
+    };
     store.prepare()?;
     let context = Context {
         store,
+        from: called,
         budget: Budget::new(options.max_bytes),
         watch: watch.clone(),
         stop: Arc::new(AtomicBool::new(false)),
@@ -47,7 +52,7 @@ pub fn tar(
     watch.on(Event::Layers(1));
     watch.on(Event::Begun(0, stream.len));
     let of = Of {
-        name: from.to_owned(),
+        name: called.to_owned(),
         position: 0,
         // A file that grows meanwhile is not cut off; it is another one then.
         len: None,
@@ -59,15 +64,15 @@ pub fn tar(
         watch.clone(),
         context.stop.clone(),
     )
-    .map_err(|e| wrong(from, format!("a thread cannot be started: {e}")))?;
-    let taken = context.take(pipe, writer, from)?;
+    .map_err(|e| wrong(called, format!("a thread cannot be started: {e}")))?;
+    let taken = context.take(pipe, writer, called)?;
     let mut cost = taken.cost;
     let mut flattening = Flattening::new();
-    flattening.add(taken.scan, Path::new(from))?;
+    flattening.add(taken.scan, Path::new(called))?;
     let flat = flattening.finish()?;
     if let Some((kind, prefix)) = other_archive(&flat.tree) {
         return Err(ImportError::NotARoot(format!(
-            "{from}: is {kind}, no root filesystem; import it as {prefix}FILE"
+            "{called}: is {kind}, no root filesystem; import it as {prefix}FILE"
         )));
     }
     let digest = taken.diff_id;
