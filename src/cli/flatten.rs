@@ -35,7 +35,7 @@ pub(crate) struct Args {
     /// One object: digest, bytes, entries (on standard error if the tar is on standard output)
     #[arg(long)]
     json: bool,
-    /// The image: a tar
+    /// The image: a tar, a name or digest of the store, or where to import it from
     image: PathBuf,
 }
 

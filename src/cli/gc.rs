@@ -52,7 +52,7 @@ fn parse_limit(text: &str) -> Result<Limit, String> {
     }
 }
 
-fn parse_time(text: &str) -> Result<Duration, String> {
+pub(crate) fn parse_time(text: &str) -> Result<Duration, String> {
     let bad = || "a time is a number with s, m, h or d behind it".to_owned();
     let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
     let unit = match text.get(digits.len()..) {

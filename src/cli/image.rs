@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -15,10 +16,10 @@ use tarnfs::lower::Lower;
 use tarnfs::source::location::{self, Location};
 use tarnfs::source::registry::{Registry, RegistryOptions, default_auth_files};
 use tarnfs::source::{Source, SourceError};
-use tarnfs::store::{Image, Progress, Store, TarIdentity};
+use tarnfs::store::{Image, ImageName, Progress, Store, TarIdentity};
 
-use super::Global;
 use super::progress::Bars;
+use super::{Global, print};
 
 /// The store that the command line, the environment or the user's home names. The environment is
 /// read here and nowhere below.
@@ -55,6 +56,17 @@ pub(crate) enum ImageArg {
 impl ImageArg {
     /// What `text` means: a place with a prefix, else a file, else an image of the store.
     pub(crate) fn parse(store: &Store, text: &OsStr) -> anyhow::Result<Self> {
+        if text == "-" {
+            let why = "standard input can only be imported: `tarnfs import --name NAME -`, and then \
+                       use NAME";
+            return Ok(Self::Nothing("-".to_owned(), why.to_owned()));
+        }
+        if text.is_empty() {
+            return Ok(Self::Nothing(
+                "\"\"".to_owned(),
+                "the name is empty".to_owned(),
+            ));
+        }
         if let Some(location) = location::parse(text)? {
             return Ok(Self::Elsewhere(location));
         }
@@ -68,7 +80,7 @@ impl ImageArg {
         {
             return Ok(Self::Stored(text.to_owned(), digest));
         }
-        let shown = path.display().to_string();
+        let shown = print::escape(text.as_encoded_bytes());
         Ok(match there {
             Ok(_) => {
                 let why = format!(
@@ -80,7 +92,10 @@ impl ImageArg {
             Err(_) if is_path(text) => Self::Tar(path.to_owned()),
             Err(error) => {
                 let store = store.dir().display();
-                let why = format!("{error}, and no image of the store {store} is called so");
+                let mut why = format!("{error}, and no image of the store {store} is called so");
+                if text.to_str().is_some_and(may_be_in_registry) {
+                    why = format!("{why}; for one of a registry write docker://{shown}");
+                }
                 Self::Nothing(shown, why)
             }
         })
@@ -152,6 +167,11 @@ fn is_path(text: &OsStr) -> bool {
         || text.to_str().is_none()
 }
 
+/// Whether `text`, which is no file, is rather the name of an image than a digest or its beginning.
+fn may_be_in_registry(text: &str) -> bool {
+    text.parse::<ImageName>().is_ok() && !text.bytes().all(|b| b.is_ascii_hexdigit())
+}
+
 /// The image that `path`, IMAGE on the command line, means.
 pub(crate) fn image(global: &Global, path: &Path) -> anyhow::Result<Image> {
     let store = store(global)?;
@@ -177,6 +197,41 @@ pub(crate) struct Sources {
     /// Ask LOCATION first for what PREFIX has, as docker.io=mirror.local:5000 (may be repeated)
     #[arg(long, value_name = "PREFIX=LOCATION", value_parser = parse_mirror)]
     pub(crate) mirror: Vec<(String, String)>,
+    /// How often a request to a registry is made again that came to nothing [default: 5]
+    #[arg(long, value_name = "N")]
+    pub(crate) retries: Option<u32>,
+    /// How long to wait for a registry's next byte: 10s, 2m [default: 30s]
+    #[arg(long, value_name = "TIME", value_parser = parse_timeout)]
+    pub(crate) timeout: Option<Duration>,
+}
+
+fn parse_timeout(text: &str) -> Result<Duration, String> {
+    match super::gc::parse_time(text)? {
+        Duration::ZERO => Err("no time at all".to_owned()),
+        time => Ok(time),
+    }
+}
+
+impl Sources {
+    /// What of these options is the registries'.
+    fn registries(&self) -> RegistryOptions {
+        let mut how = registry_options();
+        how.insecure = self.insecure;
+        how.auth_file.clone_from(&self.authfile);
+        how.mirrors = self
+            .mirror
+            .iter()
+            .map(|(prefix, at)| mirror(prefix, at))
+            .collect();
+        if let Some(retries) = self.retries {
+            how.patience.tries = retries.saturating_add(1);
+        }
+        if let Some(time) = self.timeout {
+            how.patience.stall = time;
+            how.patience.connect = how.patience.connect.min(time);
+        }
+        how
+    }
 }
 
 fn parse_mirror(text: &str) -> Result<(String, String), String> {
@@ -217,15 +272,7 @@ pub(crate) fn import_location(
         let from = location.to_string();
         return Ok(import::image(store, &source, &from, options, bars)?);
     };
-    let mut how = registry_options();
-    how.insecure = asked.insecure;
-    how.auth_file.clone_from(&asked.authfile);
-    how.mirrors = asked
-        .mirror
-        .iter()
-        .map(|(prefix, at)| mirror(prefix, at))
-        .collect();
-    let registry = Registry::open(name, &how)?;
+    let registry = Registry::open(name, &asked.registries())?;
     let from = format!("docker://{}", registry.name());
     let source: Arc<dyn Source> = Arc::new(registry);
     let imported = import::image(store, &source, &from, options, bars)?;

@@ -167,7 +167,7 @@ pub(crate) fn rm(global: &Global, args: &RmArgs) -> anyhow::Result<ExitCode> {
             }
             Err(StoreError::NoImage { .. }) if args.ignore => {}
             Err(error) => {
-                eprintln!("tarnfs: {error}");
+                eprintln!("tarnfs{}", print::causes(&error.into()));
                 code = ExitCode::FAILURE;
             }
         }

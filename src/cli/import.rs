@@ -35,7 +35,9 @@ use super::{Global, print};
 
 SOURCE is image.tar (plain, gzip, zstd or xz), - (such a tar from standard input), oci:DIR[:TAG],
 oci-archive:FILE[:TAG], docker-archive:FILE[:REF], dir:DIR (skopeo's), or docker://REF (a registry).
-Mounts take an uncompressed image.tar where it is; importing copies it.")]
+Mounts take an uncompressed image.tar where it is; importing copies it. What SOURCE has been is
+asked again each time, and only what is new is fetched; the name of an image of the store stands for
+that image, of which nothing is fetched.")]
 pub(crate) struct Args {
     /// Keep this name for it
     #[arg(long, value_name = "NAME")]
@@ -104,7 +106,8 @@ pub(crate) fn take(
         let bars = Arc::new(Bars::new());
         return Ok(import::tar(store, stream, "-", options, bars)?);
     }
-    match ImageArg::parse(store, source)? {
+    // Absolute: where an image came from is noted, and asked again from anywhere.
+    match ImageArg::parse(store, source)?.absolute()? {
         ImageArg::Tar(path) => image::import_file(store, Path::new(&path), options),
         ImageArg::Elsewhere(location) => image::import_location(store, &location, asked, options),
         ImageArg::Nothing(text, why) => bail!("{text}: {why}"),

@@ -51,7 +51,13 @@ pub(crate) fn causes(error: &anyhow::Error) -> String {
             line.push_str(words.trim_end());
         }
     }
-    line.replace('\n', " ")
+    // Whatever a name holds: one line, and nothing that a terminal would obey.
+    let clean = |c: char| match c {
+        '\n' => " ".to_owned(),
+        c if c.is_control() => c.escape_default().to_string(),
+        c => c.to_string(),
+    };
+    line.chars().map(clean).collect()
 }
 
 /// The end of a command: a closed pipe is none of its errors.

@@ -11,6 +11,7 @@
     clippy::cast_possible_truncation
 )]
 
+pub(crate) mod image;
 pub(crate) mod python;
 pub(crate) mod tarball;
 pub(crate) mod user;
