@@ -19,16 +19,13 @@ mod merged;
 #[path = "layers/unpack.rs"]
 mod unpack;
 
-use std::collections::BTreeMap;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
 use common::tarball::Tarball;
 use common::walk::assert_same;
 use common::{Sandbox, has, skip};
-
-/// What is at each path.
-type Tree = BTreeMap<Vec<u8>, String>;
+use merged::same;
 
 fn root() -> bool {
     if rustix::process::geteuid().is_root() {
@@ -36,32 +33,6 @@ fn root() -> bool {
     }
     skip("needs root (device nodes, owners)");
     false
-}
-
-/// Both are the same, but for the times of the directories that are `untimed`.
-fn same(mut want: Tree, mut got: Tree, untimed: &dyn Fn(&[u8], &str) -> bool) {
-    let mut paths: Vec<Vec<u8>> = Vec::new();
-    for (path, line) in &want {
-        if line.starts_with('4') && untimed(path, time(line).1) {
-            paths.push(path.clone());
-        }
-    }
-    for tree in [&mut want, &mut got] {
-        for path in &paths {
-            if let Some(line) = tree.get_mut(path) {
-                let (before, _, after) = time(line);
-                *line = format!("{before}{after}");
-            }
-        }
-    }
-    assert_same(&want, &got);
-}
-
-/// A line with its time apart.
-fn time(line: &str) -> (&str, &str, &str) {
-    let (before, rest) = line.split_once(" mtime ").unwrap();
-    let end = rest.find(' ').unwrap_or(rest.len());
-    (before, &rest[..end], &rest[end..])
 }
 
 /// umoci leaves directories the time at which it deletes something in them, or makes one that is
@@ -202,13 +173,4 @@ fn the_comparison_can_fail() {
         assert_eq!(again, unpacked);
     }
     assert_eq!(want, merged::of_dir(&unpacked));
-}
-
-/// The directory `name` of `sandbox`, empty.
-fn fresh(sandbox: &Sandbox, name: &str) -> PathBuf {
-    let dir = sandbox.at(name);
-    if Path::new(&dir).exists() {
-        std::fs::remove_dir_all(&dir).unwrap();
-    }
-    sandbox.dir(name)
 }

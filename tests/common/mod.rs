@@ -12,6 +12,7 @@
 )]
 
 pub(crate) mod image;
+pub(crate) mod docker_registry;
 pub(crate) mod python;
 pub(crate) mod tarball;
 pub(crate) mod user;
@@ -179,6 +180,15 @@ impl Sandbox {
         let dir = self.at(name);
         fs::create_dir_all(&dir).unwrap();
         dir
+    }
+
+    /// The same, empty.
+    pub(crate) fn fresh(&self, name: impl AsRef<Path>) -> PathBuf {
+        let dir = self.at(&name);
+        if dir.exists() {
+            fs::remove_dir_all(&dir).unwrap();
+        }
+        self.dir(name)
     }
 
     /// `tarnfs args…` with this store.

@@ -79,7 +79,7 @@ pub(crate) const LEFT: &str = r#"
 pub(crate) fn layers(sandbox: &Sandbox, scripts: &[(&str, Pack)]) -> Vec<PathBuf> {
     let mut tars = Vec::new();
     for (n, (script, pack)) in scripts.iter().enumerate() {
-        let dir = crate::fresh(sandbox, &format!("layer{n}"));
+        let dir = sandbox.fresh(format!("layer{n}"));
         let tar = sandbox.at(format!("layer{n}.tar"));
         let flags = "--format=pax --pax-option=delete=atime,delete=ctime --numeric-owner \
                      --xattrs --xattrs-include='*' --sparse --sort=name";

@@ -16,7 +16,7 @@ use crate::common::{Sandbox, ok};
 
 /// Unpacks the layers as an image with `umoci unpack`; gives the root.
 pub(crate) fn umoci(sandbox: &Sandbox, layers: &[PathBuf]) -> PathBuf {
-    let layout = crate::fresh(sandbox, "layout");
+    let layout = sandbox.fresh("layout");
     let blobs = layout.join("blobs/sha256");
     fs::create_dir_all(&blobs).unwrap();
     let blob = |bytes: &[u8], kind: &str| -> Value {
@@ -52,7 +52,7 @@ pub(crate) fn umoci(sandbox: &Sandbox, layers: &[PathBuf]) -> PathBuf {
     )
     .unwrap();
 
-    let bundle = crate::fresh(sandbox, "bundle");
+    let bundle = sandbox.fresh("bundle");
     fs::remove_dir(&bundle).unwrap();
     let image = format!("{}:it", layout.display());
     ok(
@@ -66,7 +66,7 @@ pub(crate) fn umoci(sandbox: &Sandbox, layers: &[PathBuf]) -> PathBuf {
 /// whiteouts, directories in the way of files, that a directory keeps its time where a layer only
 /// adds to it, and that it loses the xattrs which a later entry for it does not have.
 pub(crate) fn gnu_tar(sandbox: &Sandbox, layers: &[PathBuf]) -> PathBuf {
-    let root = crate::fresh(sandbox, "unpacked");
+    let root = sandbox.fresh("unpacked");
     for layer in layers {
         let entries = entries(layer);
         let mut before = dir_times(&root);
