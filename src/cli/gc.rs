@@ -80,7 +80,7 @@ pub(crate) fn run(global: &Global, args: &Args) -> anyhow::Result<ExitCode> {
     })?;
     if collected.short > 0 {
         eprintln!(
-            "tarnfs: {} more should go, but all the rest is used",
+            "tarnfs: {} more should go, but what is left is in use, or was until just now (--min-age)",
             HumanBytes(collected.short)
         );
     }

@@ -74,7 +74,7 @@ fn table(images: &[Listed], out: &mut dyn Write) -> std::io::Result<()> {
             "{first:width$}  {hex}  {layers:>6}  {:>11}  {:>11}  {}",
             size.to_string(),
             own.to_string(),
-            ago(image.used)
+            ago(image.used.as_secs())
         )?;
         for name in names.iter().skip(1) {
             writeln!(out, "{name}")?;
@@ -110,7 +110,7 @@ fn object(image: &Listed) -> Value {
         "layers": record.map(|r| &r.layers),
         "entries": record.map(|r| r.counts.entries),
         "created": record.map(|r| r.created),
-        "used": image.used,
+        "used": image.used.as_secs(),
         "bytes": image.bytes,
         "own_bytes": image.own_bytes,
         "readable": record.is_some(),

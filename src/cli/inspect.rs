@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 use tarnfs::digest::Digest;
 use tarnfs::inode::{Attr, Kind};
 use tarnfs::lower::{Lower, Nid, Step};
-use tarnfs::store::{Image, ImageJson, Source};
+use tarnfs::store::{Image, ImageJson, ImageName, Source};
 
 use super::{Global, image, print};
 
@@ -121,6 +121,13 @@ impl Found {
     }
 }
 
+/// The names of an image of the store, sorted.
+fn tags(global: &Global, image: &Image) -> anyhow::Result<Vec<ImageName>> {
+    let mut names = image::store(global)?.names()?;
+    names.retain(|(_, of)| Some(*of) == image.record().digest);
+    Ok(names.into_iter().map(|(name, _)| name).collect())
+}
+
 struct Digests {
     image: Digest,
     index: Digest,
@@ -136,6 +143,7 @@ fn digests(image: &Image) -> anyhow::Result<Digests> {
 
 pub(crate) fn run(global: &Global, args: Args) -> anyhow::Result<ExitCode> {
     let (image, lower) = image::open(global, &args.image)?;
+    let tags = tags(global, &image)?;
     let found = Found::of(&lower).with_context(|| args.image.display().to_string())?;
     let digests = if args.no_digest {
         None
@@ -144,17 +152,18 @@ pub(crate) fn run(global: &Global, args: Args) -> anyhow::Result<ExitCode> {
     };
     let mut out = print::out();
     let shown = if args.json {
-        let object = object(&args, &image, &lower, &found, digests.as_ref());
+        let object = object(&args, (&image, &*tags), &lower, &found, digests.as_ref());
         writeln!(out, "{}", serde_json::to_string_pretty(&object)?).map_err(Into::into)
     } else {
-        text(&args, &image, &lower, &found, digests.as_ref(), &mut out)
+        let about = (&image, &*tags);
+        text(&args, about, &lower, &found, digests.as_ref(), &mut out)
     };
     print::finish(shown.and_then(|()| Ok(out.flush()?)))
 }
 
 fn object(
     args: &Args,
-    image: &Image,
+    (image, tags): (&Image, &[ImageName]),
     lower: &Lower,
     found: &Found,
     digests: Option<&Digests>,
@@ -195,6 +204,8 @@ fn object(
     let mut object = Map::new();
     if let Source::Import { from } = &record.source {
         object.insert("digest".into(), json!(record.digest));
+        let tags: Vec<_> = tags.iter().map(ImageName::as_str).collect();
+        object.insert("tags".into(), json!(tags));
         object.insert("aliases".into(), json!(record.aliases));
         object.insert("from".into(), json!(from));
         object.insert("created".into(), record.created.into());
@@ -232,7 +243,11 @@ fn object(
 }
 
 /// What is told of an image whose layers are in the store.
-fn imported(record: &ImageJson, out: &mut dyn Write) -> std::io::Result<()> {
+fn imported(record: &ImageJson, tags: &[ImageName], out: &mut dyn Write) -> std::io::Result<()> {
+    for (i, tag) in tags.iter().enumerate() {
+        let title = if i == 0 { "tags" } else { "" };
+        writeln!(out, "{title:<11} {tag}")?;
+    }
     let texts = record.digest.iter().chain(&record.aliases);
     for (i, digest) in texts.enumerate() {
         let title = if i == 0 { "image" } else { "" };
@@ -255,7 +270,7 @@ fn imported(record: &ImageJson, out: &mut dyn Write) -> std::io::Result<()> {
 
 fn text(
     args: &Args,
-    image: &Image,
+    (image, tags): (&Image, &[ImageName]),
     lower: &Lower,
     found: &Found,
     digests: Option<&Digests>,
@@ -271,7 +286,7 @@ fn text(
                 writeln!(out, "            {}", digests.image)?;
             }
         }
-        _ => imported(record, out)?,
+        _ => imported(record, tags, out)?,
     }
     writeln!(out, "index       {}", path(&image.index_path()))?;
     writeln!(out, "            {}", HumanBytes(lower.stats().index_len))?;

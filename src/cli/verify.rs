@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use serde_json::{Value, json};
 use tarnfs::digest::Digest;
 use tarnfs::import::Options;
-use tarnfs::store::{Checked, ImageJson, Source, Store, Verdict};
+use tarnfs::store::{Checked, ImageJson, Source, Store, UNKNOWN, Verdict};
 
 use super::image::{self, Bar, Sources};
 use super::{Global, import, print};
@@ -116,7 +116,7 @@ fn object(verdict: &Verdict) -> Value {
 /// Mends what can be mended; true where something could not, which is said.
 fn repair(store: &Store, verdicts: &[Verdict], sources: &Sources) -> anyhow::Result<bool> {
     let mut anew = BTreeSet::new();
-    let mut indexes = BTreeSet::new();
+    let (mut indexes, mut records) = (BTreeSet::new(), BTreeSet::new());
     for verdict in verdicts.iter().filter(|v| v.problem.is_some()) {
         match verdict.checked {
             Checked::Layer(layer) => {
@@ -128,7 +128,7 @@ fn repair(store: &Store, verdicts: &[Verdict], sources: &Sources) -> anyhow::Res
                 anew.insert(image);
             }
             Checked::Record(image) => {
-                anew.insert(image);
+                records.insert(image);
             }
             Checked::Index(image) => {
                 indexes.insert(image);
@@ -148,7 +148,15 @@ fn repair(store: &Store, verdicts: &[Verdict], sources: &Sources) -> anyhow::Res
     for image in &anew {
         tell(image, again(store, image, sources));
     }
-    for image in indexes.difference(&anew) {
+    for image in records.difference(&anew) {
+        // What the store has may do; what it has not comes again.
+        let here = store.rebuild(image);
+        tell(
+            image,
+            here.map(drop).or_else(|_| again(store, image, sources)),
+        );
+    }
+    for image in indexes.difference(&(&anew | &records)) {
         tell(image, store.rebuild(image).map(drop).map_err(Into::into));
     }
     Ok(failed)
@@ -165,6 +173,8 @@ fn users(store: &Store, layer: &Digest) -> anyhow::Result<Vec<Digest>> {
         .collect())
 }
 
+const NOBODY_KNOWS: &str = "nobody knows where it came from; import it again, or remove it";
+
 /// Imports an image once more from where it came from.
 fn again(store: &Store, image: &Digest, sources: &Sources) -> anyhow::Result<()> {
     let record = store
@@ -172,10 +182,13 @@ fn again(store: &Store, image: &Digest, sources: &Sources) -> anyhow::Result<()>
         .into_iter()
         .find(|listed| listed.digest == *image)
         .and_then(|listed| listed.record)
-        .context("nobody knows where it came from; import it again, or remove it")?;
+        .context(NOBODY_KNOWS)?;
     let Source::Import { from } = &record.source else {
         anyhow::bail!("it is a local tar");
     };
+    if from == UNKNOWN {
+        anyhow::bail!(NOBODY_KNOWS);
+    }
     if from == "-" {
         anyhow::bail!("it came from standard input; import it again, or remove it");
     }

@@ -13,7 +13,7 @@ use super::{Cost, Event, Imported, Options, Watch};
 use crate::digest::Digest;
 use crate::index::{self, Flat, Flattening};
 use crate::source::{Layer, Manifest, Platform, Source};
-use crate::store::{Blob, ImageLock, NewImage, Progress, Store, StoreError};
+use crate::store::{Blob, ImageLock, NewImage, Progress, Store, StoreError, config_of};
 
 /// Takes the image of `source`, which people call `from`, into the store; where it is there
 /// already, only what it is known by is noted.
@@ -121,9 +121,12 @@ pub(super) fn found(
             }))
         }
         // What is missing comes again.
-        Err(StoreError::NoImage { .. } | StoreError::Layer { .. } | StoreError::Index { .. }) => {
-            Ok(None)
-        }
+        Err(
+            StoreError::NoImage { .. }
+            | StoreError::Layer { .. }
+            | StoreError::Index { .. }
+            | StoreError::Record { .. },
+        ) => Ok(None),
         Err(error) => Err(error.into()),
     }
 }
@@ -140,12 +143,6 @@ fn discard_damaged(store: &Store, own: &Digest) -> Result<(), ImportError> {
             _ => return Ok(()),
         }
     }
-}
-
-/// `config` of an image's configuration.
-fn config_of(json: &[u8]) -> Option<serde_json::Value> {
-    let mut config: serde_json::Value = serde_json::from_slice(json).ok()?;
-    config.get_mut("config").map(serde_json::Value::take)
 }
 
 /// Has all layers in the store, several at a time, and merges what their headers say.

@@ -76,6 +76,14 @@ pub enum StoreError {
         /// What is wrong with it.
         what: String,
     },
+    /// What the store has noted of an image cannot be read, or is not the image's.
+    #[error(
+        "image {image}: its image.json is missing, damaged or of another version; import the image again, or `tarnfs verify --repair`"
+    )]
+    Record {
+        /// The image.
+        image: Digest,
+    },
     /// It is in use and stays.
     #[error("{what} is in use: {by}")]
     InUse {

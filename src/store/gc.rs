@@ -87,7 +87,8 @@ struct Candidate {
     image: Option<Digest>,
     entry: std::path::PathBuf,
     layers: Vec<Digest>,
-    used: u64,
+    /// When it was used last, since the epoch.
+    used: Duration,
 }
 
 impl Store {
@@ -420,8 +421,8 @@ fn young(path: &Path, min_age: Duration) -> Option<String> {
     (age < min_age).then(|| format!("used within the last {}", words(min_age.as_secs().max(1))))
 }
 
-fn since(seconds: u64) -> String {
-    words(now().saturating_sub(seconds))
+fn since(time: Duration) -> String {
+    words(now().saturating_sub(time.as_secs()))
 }
 
 fn words(seconds: u64) -> String {

@@ -61,10 +61,11 @@ impl Image {
         Some(image)
     }
 
-    /// The image `digest`, an own digest or an alias; `None` when there is none of this version.
+    /// The image `digest`, an own digest or an alias; `None` when there is none.
     ///
     /// # Errors
-    /// [`StoreError::Layer`], [`StoreError::Index`] where a part of it is missing or short.
+    /// [`StoreError::Record`], [`StoreError::Layer`], [`StoreError::Index`] where a part of it is
+    /// missing, short, or of another version.
     pub(super) fn of_digest(layout: &Layout, digest: &Digest) -> Result<Option<Self>, StoreError> {
         let Some(own) = own_digest(layout, digest) else {
             return Ok(None);
@@ -74,7 +75,7 @@ impl Image {
             return Ok(None);
         };
         let Some(record) = ImageJson::read(&entry) else {
-            return Ok(None);
+            return Err(StoreError::Record { image: own });
         };
         // All layers first, also those of which the index needs nothing: the image is whole or it is not.
         for layer in &record.layers {

@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::blob::Blob;
 use super::build::{self, counts, create, index_record, now, write_records};
@@ -56,8 +56,8 @@ pub struct Listed {
     pub bytes: u64,
     /// Those of them that no other image shares.
     pub own_bytes: u64,
-    /// Seconds since the epoch when it was used last.
-    pub used: u64,
+    /// When it was used last, since the epoch.
+    pub used: Duration,
 }
 
 impl Store {
@@ -184,8 +184,8 @@ impl Store {
     /// The image `digest`, its own or an alias.
     ///
     /// # Errors
-    /// [`StoreError::NoImage`]; [`StoreError::Layer`], [`StoreError::Index`] where a part of it is
-    /// missing.
+    /// [`StoreError::NoImage`]; [`StoreError::Record`], [`StoreError::Layer`],
+    /// [`StoreError::Index`] where a part of it is missing.
     pub fn image(&self, digest: &Digest) -> Result<Image, StoreError> {
         Image::of_digest(&self.layout, digest)?.ok_or_else(|| self.no_image(&digest.to_string()))
     }
@@ -388,12 +388,12 @@ pub(super) fn allocated(entry: &Path) -> u64 {
         .sum()
 }
 
-/// When an entry was used last, in seconds since the epoch.
-pub(super) fn used(entry: &Path) -> u64 {
+/// When an entry was used last, since the epoch.
+pub(super) fn used(entry: &Path) -> Duration {
     let at = |name: &str| fs::metadata(entry.join(name)).and_then(|m| m.modified());
     at(USED)
         .or_else(|_| at(super::layout::RECORD))
         .ok()
         .and_then(|t: SystemTime| t.duration_since(UNIX_EPOCH).ok())
-        .map_or(0, |t| t.as_secs())
+        .unwrap_or_default()
 }

@@ -130,3 +130,9 @@ impl ImageJson {
         Ok(json)
     }
 }
+
+/// `config` of an image's configuration (the OCI image specification's config.md).
+pub(crate) fn config_of(json: &[u8]) -> Option<serde_json::Value> {
+    let mut config: serde_json::Value = serde_json::from_slice(json).ok()?;
+    config.get_mut("config").map(serde_json::Value::take)
+}

@@ -13,10 +13,10 @@ use super::images::layers_of;
 use super::layout::{CONFIG, INDEX, SIDE};
 use super::links::is_gone;
 use super::lock::Lock;
-use super::record::{BlobPlace, ImageJson};
-use super::{Image, NewImage, OnProgress, Source, Store, StoreError, build, hash};
+use super::rebuild::flatten;
+use super::record::{BlobPlace, ImageJson, config_of};
+use super::{OnProgress, Store, StoreError, build, hash};
 use crate::digest::Digest;
-use crate::index::{self, Flat, Flattening};
 
 /// Something that was looked at.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -148,7 +148,8 @@ impl Store {
         entry: &Path,
         record: &ImageJson,
     ) -> Result<Option<String>, StoreError> {
-        let blobs = self.blobs_of(record)?;
+        let own = record.digest.unwrap_or_else(|| Digest::of(b""));
+        let blobs = self.blobs_of(&own, record.layers.iter().map(|l| l.diff_id))?;
         let layers: Vec<&Blob> = blobs.iter().collect();
         let flat = match flatten(&layers) {
             Ok(flat) => flat,
@@ -173,47 +174,6 @@ impl Store {
             None
         })
     }
-
-    fn blobs_of(&self, record: &ImageJson) -> Result<Vec<Blob>, StoreError> {
-        let image = record.digest.unwrap_or_else(|| Digest::of(b""));
-        let blob = |layer: &Digest| {
-            self.blob(layer)?.ok_or_else(|| StoreError::Layer {
-                image,
-                layer: *layer,
-                what: "is missing".to_owned(),
-            })
-        };
-        record.layers.iter().map(|l| blob(&l.diff_id)).collect()
-    }
-
-    /// Makes the index of the image `own` anew from its layers.
-    ///
-    /// # Errors
-    /// [`StoreError::NoImage`] where its record cannot be read; [`StoreError::Layer`]; those of
-    /// writing to the store.
-    pub fn rebuild(&self, own: &Digest) -> Result<Image, StoreError> {
-        self.prepare()?;
-        let lock = self.lock_image(own, &mut |_| ())?;
-        let entry = self.layout.image(own);
-        let record = ImageJson::read(&entry).ok_or_else(|| self.no_image(&own.to_string()))?;
-        let blobs = self.blobs_of(&record)?;
-        let layers: Vec<&Blob> = blobs.iter().collect();
-        let flat = flatten(&layers).map_err(|e| StoreError::Build(Box::new(e)))?;
-        let config = fs::read(entry.join(CONFIG)).ok();
-        let Source::Import { from } = record.source else {
-            return Err(self.no_image(&own.to_string()));
-        };
-        let new = NewImage {
-            digest: *own,
-            aliases: record.aliases,
-            from,
-            config_json: config.as_deref(),
-            config: record.config,
-            layers,
-            flat: &flat,
-        };
-        self.publish_image(&new, &lock)
-    }
 }
 
 /// What is wrong with what stands beside the index.
@@ -231,7 +191,8 @@ fn record_problem(entry: &Path, own: &Digest, record: &ImageJson) -> Option<Stri
         return Some("its image.json names files that are not its own".to_owned());
     }
     match fs::read(entry.join(CONFIG)) {
-        Ok(config) if Digest::of(&config) == *own => None,
+        Ok(config) if Digest::of(&config) == *own => (config_of(&config) != record.config)
+            .then(|| "its image.json has another configuration than its config.json".to_owned()),
         Ok(config) => Some(format!(
             "its config.json is damaged: its digest is {}",
             Digest::of(&config)
@@ -243,13 +204,4 @@ fn record_problem(entry: &Path, own: &Digest, record: &ImageJson) -> Option<Stri
         },
         Err(e) => Some(format!("its config.json cannot be read: {e}")),
     }
-}
-
-fn flatten(layers: &[&Blob]) -> Result<Flat, index::IndexError> {
-    let mut flattening = Flattening::new();
-    for blob in layers {
-        let scan = index::scan_layer_file(blob.file(), blob.path(), &())?;
-        flattening.add(scan, blob.path())?;
-    }
-    flattening.finish()
 }

@@ -11,8 +11,8 @@
     clippy::cast_possible_truncation
 )]
 
-pub(crate) mod image;
 pub(crate) mod docker_registry;
+pub(crate) mod image;
 pub(crate) mod python;
 pub(crate) mod tarball;
 pub(crate) mod user;
