@@ -435,11 +435,56 @@ fn an_ordinary_users_store_is_under_the_home() {
     assert!(f.dir.path().join("mine/tars").is_dir());
 }
 
+/// Every command that is listed, but for `help`.
+fn commands(f: &Fixture) -> Vec<String> {
+    let help = f.good(&["--help"]);
+    let list = help.split("Commands:\n").nth(1).unwrap();
+    let list = list.split("\n\n").next().unwrap();
+    let of_line = |line: &str| {
+        let word = line.strip_prefix("  ")?.split(' ').next()?;
+        (!word.is_empty()).then(|| word.to_owned())
+    };
+    list.lines()
+        .filter_map(of_line)
+        .filter(|c| c != "help")
+        .collect()
+}
+
 #[test]
 fn every_help_has_an_example() {
     let f = Fixture::new();
-    for command in ["index", "ls", "cat", "stat", "tree", "inspect"] {
-        let help = f.good(&[command, "--help"]);
-        assert!(help.contains("Examples:\n  tarnfs "), "{command}: {help}");
+    let all = commands(&f);
+    for new in ["import", "images", "tag", "rm", "gc", "verify", "flatten"] {
+        assert!(all.iter().any(|c| c == new), "{new}: {all:?}");
     }
+    for command in all {
+        let help = f.good(&[&command, "--help"]);
+        assert!(help.contains("Example"), "{command}: {help}");
+        assert!(
+            help.contains(&format!("tarnfs {command}")),
+            "{command}: {help}"
+        );
+    }
+}
+
+#[test]
+fn man_pages_and_completions_have_every_command() {
+    let f = Fixture::new();
+    f.good(&["man", "man"]);
+    let bash = f.good(&["completions", "bash"]);
+    let main = std::fs::read_to_string(f.dir.path().join("man/tarnfs.1")).unwrap();
+    for command in commands(&f) {
+        let page = f.dir.path().join(format!("man/tarnfs-{command}.1"));
+        let page = std::fs::read_to_string(page).unwrap();
+        assert!(page.contains("Example"), "{command}");
+        assert!(
+            main.contains(&format!("tarnfs\\-{command}(1)")),
+            "{command}"
+        );
+        assert!(
+            bash.contains(&format!("tarnfs__subcmd__{command}")),
+            "{command}"
+        );
+    }
+    assert!(bash.contains("--max-bytes") && bash.contains("--retries"));
 }

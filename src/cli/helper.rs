@@ -20,7 +20,7 @@ const MOUNT_FAILURE: u8 = 32;
 #[command(
     name = "mount.fuse.tarnfs",
     version,
-    about = "Mount an image tar, called by mount(8)"
+    about = "Mount an image, called by mount(8)"
 )]
 struct Helper {
     /// The image, as fstab's first field says it

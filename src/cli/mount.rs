@@ -34,14 +34,15 @@ use plan::{Plan, Writes};
 /// What a background process writes when the mount can be used.
 const READY: &[u8] = b"ready\n";
 
-/// Mount an image tar on a directory
+/// Mount an image on a directory
 ///
-/// The tar's headers are indexed once; its files are then read where they lie. Writes go to an
-/// upper directory in overlayfs' own format. Without --upper, --tmpfs or --read-only it is a
+/// Of a tar the headers are indexed once; its files are then read where they lie. An image that is
+/// elsewhere is imported first. Writes go to an upper directory in overlayfs' own format. Without --upper, --tmpfs or --read-only it is a
 /// private one in the store, which goes when the mount goes.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   tarnfs mount image.tar /mnt
+  tarnfs mount debian:12 /mnt                      # an image of the store
   tarnfs mount --upper ./changes image.tar /mnt    # keeps what is written
   tarnfs mount --tmpfs=1G image.tar /mnt           # writes to memory
   tarnfs mount --read-only image.tar /mnt
