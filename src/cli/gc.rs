@@ -37,7 +37,7 @@ pub(crate) struct Args {
     /// Remove nothing, say what would be removed and why
     #[arg(short = 'n', long)]
     dry_run: bool,
-    /// One object
+    /// One object: dry_run, bytes_before, bytes_freed, bytes_short, decisions
     #[arg(long)]
     json: bool,
 }

@@ -19,7 +19,8 @@ use super::{Global, image, print};
   tarnfs images
   tarnfs images --json | jq -r '.[] | select(.names == []) | .digest'")]
 pub(crate) struct ListArgs {
-    /// One array of objects
+    /// One array of objects: digest, names, aliases, from, layers, entries, created, used, bytes,
+    /// own_bytes, readable
     #[arg(long, conflicts_with = "quiet")]
     json: bool,
     /// Digests alone, one a line

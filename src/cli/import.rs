@@ -53,7 +53,7 @@ pub(crate) struct Args {
     max_bytes: Option<u64>,
     #[command(flatten)]
     sources: Sources,
-    /// One object, with what it took
+    /// One object: digest, aliases, name, fresh, layers, bytes, seconds
     #[arg(long)]
     json: bool,
     /// Where the image is

@@ -28,7 +28,7 @@ pub(crate) struct Args {
     repair: bool,
     #[command(flatten)]
     sources: Sources,
-    /// One array of objects
+    /// One array of objects: kind, image, layer, problem (null where all is right)
     #[arg(long)]
     json: bool,
     /// Names, digests, or their beginnings

@@ -18,7 +18,9 @@ pub enum StoreError {
         source: io::Error,
     },
     /// The path leads to no regular file.
-    #[error("{path}: not a regular file; an image is a tar file")]
+    #[error(
+        "{path}: not a regular file, as a tar must be; a pipe is imported with `tarnfs import -`"
+    )]
     NotAFile {
         /// What was given.
         path: PathBuf,
