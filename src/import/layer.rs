@@ -14,6 +14,7 @@ use crate::digest::{Digest, Hasher};
 use crate::index;
 use crate::source::{Layer, Source};
 use crate::store::{Begun, Blob, BlobWriter, Progress, Store};
+use crate::sys::clock::thread_cpu;
 
 /// What all layers of an import share.
 pub(super) struct Context<'a> {
@@ -145,6 +146,7 @@ impl Context<'_> {
             piece: Vec::new(),
             at: 0,
             waiting: Duration::ZERO,
+            hashing: Duration::ZERO,
             cost: Cost::default(),
             error: None,
             ended: false,
@@ -154,6 +156,7 @@ impl Context<'_> {
             writer,
             hasher,
             waiting,
+            hashing,
             mut cost,
             error,
             ended,
@@ -174,7 +177,7 @@ impl Context<'_> {
             }
         };
         let passed = start.elapsed().saturating_sub(waiting);
-        cost.indexing = passed.saturating_sub(cost.hashing + cost.writing);
+        cost.indexing = passed.saturating_sub(hashing + cost.writing);
         cost.written = writer.len();
         cost.read = read.len;
         cost.reading = read.reading;
@@ -221,6 +224,8 @@ struct Tee<'a> {
     piece: Vec<u8>,
     at: usize,
     waiting: Duration,
+    /// By the clock, and not the processor's time.
+    hashing: Duration,
     cost: Cost,
     error: Option<ImportError>,
     /// The pipe has no more pieces.
@@ -240,9 +245,11 @@ impl Tee<'_> {
         let came = Instant::now();
         self.waiting += came - start;
         self.budget.spend(piece.len() as u64, self.name)?;
+        let cpu = thread_cpu();
         self.hasher.update(&piece);
+        self.cost.hashing += thread_cpu().saturating_sub(cpu);
         let hashed = Instant::now();
-        self.cost.hashing += hashed - came;
+        self.hashing += hashed - came;
         self.writer
             .write_all(&piece)
             .map_err(|e| self.writer.failed(e))?;

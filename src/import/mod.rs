@@ -99,7 +99,8 @@ pub struct Imported {
     pub cost: Cost,
 }
 
-/// What an import took. Times are sums over threads.
+/// What an import took. Times are sums over threads; those of decompressing and hashing are
+/// processor time, which a busy machine does not stretch, the others are by the clock.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Cost {
     /// Layers that came.

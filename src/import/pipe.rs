@@ -13,6 +13,7 @@ use super::{Event, Watch};
 use crate::compress::{self, Format};
 use crate::digest::{Digest, Hashed};
 use crate::source::SourceError;
+use crate::sys::clock::thread_cpu;
 
 /// Bytes that go from one thread to the other at a time.
 const PIECE: usize = 512 << 10;
@@ -86,6 +87,23 @@ impl Pipe {
     }
 }
 
+/// What the decoder reads from: the time that goes there is none of its own.
+struct Timed<R> {
+    input: R,
+    time: Duration,
+    cpu: Duration,
+}
+
+impl<R: Read> Read for Timed<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let (start, cpu) = (Instant::now(), thread_cpu());
+        let n = self.input.read(buf);
+        self.time += start.elapsed();
+        self.cpu += thread_cpu().saturating_sub(cpu);
+        n
+    }
+}
+
 /// Counts, and stops.
 struct Counted<'a> {
     input: Box<dyn Read + Send>,
@@ -93,7 +111,6 @@ struct Counted<'a> {
     watch: &'a dyn Watch,
     stop: &'a AtomicBool,
     len: u64,
-    time: Duration,
     error: Option<ImportError>,
 }
 
@@ -103,7 +120,6 @@ impl Read for Counted<'_> {
             self.error = Some(ImportError::Stopped);
             return Err(io::Error::other("stopped"));
         }
-        let start = Instant::now();
         let n = match self.input.read(buf) {
             Ok(n) => n,
             Err(e) if e.kind() == io::ErrorKind::Interrupted => return Err(e),
@@ -119,7 +135,6 @@ impl Read for Counted<'_> {
                 return Err(io::Error::other(what));
             }
         };
-        self.time += start.elapsed();
         self.len += n as u64;
         if let Some(len) = self.of.len.filter(|len| self.len > *len) {
             self.error = Some(ImportError::Layer {
@@ -141,21 +156,28 @@ fn run(
     to: &SyncSender<Vec<u8>>,
     used: &Receiver<Vec<u8>>,
 ) -> Result<Ended, ImportError> {
-    let mut input = Hashed::new(Counted {
+    let counted = Counted {
         input: open()?,
         of,
         watch,
         stop,
         len: 0,
-        time: Duration::ZERO,
         error: None,
-    });
-    let start = Instant::now();
-    let mut blocked = Duration::ZERO;
-    let done = decompress(&mut input, to, used, &mut blocked);
-    let spent = start.elapsed().saturating_sub(blocked);
-    let counted = input.get_mut();
-    let (reading, len) = (counted.time, counted.len);
+    };
+    let mut input = Timed {
+        input: Hashed::new(counted),
+        time: Duration::ZERO,
+        cpu: Duration::ZERO,
+    };
+    let start = thread_cpu();
+    let done = decompress(&mut input, to, used);
+    let spent = thread_cpu().saturating_sub(start);
+    let Timed {
+        mut input,
+        time: reading,
+        cpu,
+    } = input;
+    let len = input.get_mut().len;
     if let Err(error) = done {
         if let Some(told) = input.get_mut().error.take() {
             return Err(told);
@@ -177,15 +199,14 @@ fn run(
         digest,
         len,
         reading,
-        decompressing: spent.saturating_sub(reading),
+        decompressing: spent.saturating_sub(cpu),
     })
 }
 
 fn decompress(
-    input: &mut Hashed<Counted<'_>>,
+    input: &mut impl Read,
     to: &SyncSender<Vec<u8>>,
     used: &Receiver<Vec<u8>>,
-    blocked: &mut Duration,
 ) -> io::Result<()> {
     let mut decoder = compress::decoder(&mut *input)?;
     let outer = decoder.format();
@@ -206,12 +227,10 @@ fn decompress(
             let why = format!("compressed twice, {inner} in {outer}: decompress it once");
             return Err(io::Error::other(why));
         }
-        let start = Instant::now();
         if to.send(piece).is_err() {
             // The other side has failed, and knows why.
             return Err(io::Error::other("nobody takes it"));
         }
-        *blocked += start.elapsed();
     }
     drop(decoder);
     // What lies behind the compressed data is part of the blob, too.

@@ -477,6 +477,21 @@ fn an_index_means_the_image_for_this_machine() {
 }
 
 #[test]
+fn regression_processor_time_is_counted_once() {
+    let f = fixture();
+    let bytes = vec![7; 2 << 20];
+    let layers = [0, 1, 2].map(|n| Tar::new().file(&format!("f{n}"), &bytes).end());
+    let start = crate::sys::clock::process_cpu();
+    let cost = f.import(&Fake::of(&layers)).unwrap().cost;
+    let spent = crate::sys::clock::process_cpu() - start;
+    assert!(cost.decompressing > Duration::ZERO && cost.hashing > Duration::ZERO);
+    assert!(
+        cost.decompressing + cost.hashing <= spent,
+        "{cost:?} of {spent:?}"
+    );
+}
+
+#[test]
 fn names_lead_to_images() {
     let f = fixture();
     let one = f.import(&Fake::of(&[base()])).unwrap();

@@ -5,9 +5,8 @@
 
 use std::time::Duration;
 
-use rustix::time::{ClockId, clock_gettime};
-
 use crate::lower::Lower;
+use crate::sys::clock::process_cpu;
 use crate::sys::resident::{let_go_of_code, resident, trim_heap};
 
 /// How long until the next look while requests are answered.
@@ -43,7 +42,7 @@ impl Memory {
         Self {
             // Somebody may be looking around in the mount already.
             was: 0,
-            cpu: cpu(),
+            cpu: process_cpu(),
             untidy: false,
             pause: SOON,
         }
@@ -56,7 +55,7 @@ impl Memory {
 
     /// Looks, and lets go of what is not needed.
     pub(super) fn look(&mut self, lower: &Lower) {
-        let cpu = cpu();
+        let cpu = process_cpu();
         let rests = cpu.saturating_sub(self.cpu) < REST;
         self.cpu = cpu;
         let Ok(now) = resident() else { return };
@@ -79,11 +78,4 @@ impl Memory {
             SOON
         };
     }
-}
-
-/// The processor's time that this process has used.
-fn cpu() -> Duration {
-    let time = clock_gettime(ClockId::ProcessCPUTime);
-    let (sec, nsec) = (u64::try_from(time.tv_sec), u32::try_from(time.tv_nsec));
-    Duration::new(sec.unwrap_or_default(), nsec.unwrap_or_default())
 }

@@ -5,6 +5,7 @@
 
 pub mod asker;
 pub mod bdi;
+pub mod clock;
 #[cfg(test)]
 pub(crate) mod faults;
 pub mod fs;

@@ -1,0 +1,23 @@
+//! What the processors have done.
+
+use std::time::Duration;
+
+use rustix::time::{ClockId, Timespec, clock_gettime};
+
+/// The processor time that the calling thread has taken so far.
+#[must_use]
+pub fn thread_cpu() -> Duration {
+    duration(clock_gettime(ClockId::ThreadCPUTime))
+}
+
+/// The processor time that all threads of this process have taken so far.
+#[must_use]
+pub fn process_cpu() -> Duration {
+    duration(clock_gettime(ClockId::ProcessCPUTime))
+}
+
+/// These clocks begin at zero (clock_getres(2)).
+fn duration(time: Timespec) -> Duration {
+    let (sec, nsec) = (u64::try_from(time.tv_sec), u32::try_from(time.tv_nsec));
+    Duration::new(sec.unwrap_or_default(), nsec.unwrap_or_default())
+}
