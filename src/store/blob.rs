@@ -177,15 +177,14 @@ impl BlobWriter {
         } = self;
         let target = layout.blob(diff_id);
         let failed = |e| StoreError::write(&layout.dir, &target, e);
-        // fs-verity takes a file that nobody has open for writing.
+        // fs-verity takes a file that nobody has open for writing, and that its user might write
+        // to (fs/verity/enable.c:fsverity_ioctl_enable()): it comes before the file is sealed.
         drop(file);
         let sealed = || {
+            sys::verity::enable(&File::open(&temp)?)?;
             publish::seal_at(&temp)?;
             // Locked before anybody can see it: nobody removes it at once.
-            let file =
-                hold::locked(&temp, FlockOperation::LockShared)?.ok_or(io::ErrorKind::NotFound)?;
-            sys::verity::enable(&file)?;
-            Ok(file)
+            hold::locked(&temp, FlockOperation::LockShared)?.ok_or(io::ErrorKind::NotFound.into())
         };
         let file = sealed().map_err(failed)?;
         loop {

@@ -181,11 +181,7 @@ pub(super) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     PathBuf::from(name)
 }
 
-/// Makes the file at `path` unchangeable and has it on disk.
-pub(super) fn seal_at(path: &Path) -> io::Result<()> {
-    seal(&File::open(path)?)
-}
-
+/// Makes a file unchangeable and has it on disk.
 fn seal(file: &File) -> io::Result<()> {
     file.set_permissions(Permissions::from_mode(0o400))?;
     file.sync_all()

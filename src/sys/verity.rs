@@ -51,10 +51,23 @@ pub fn enable(file: &File) -> io::Result<bool> {
     }
     let error = io::Error::last_os_error();
     match error.raw_os_error() {
-        // No such ioctl; a filesystem without the feature; a kernel without it; on already.
-        Some(libc::ENOTTY | libc::EOPNOTSUPP | libc::EINVAL) => Ok(false),
         Some(libc::EEXIST) => Ok(true),
+        Some(code) if lacks(code) => Ok(false),
         _ => Err(error),
+    }
+}
+
+/// Whether the error says that the file cannot have fs-verity, and nothing of the file's bytes
+/// (fs-verity documentation, "FS_IOC_ENABLE_VERITY").
+fn lacks(code: i32) -> bool {
+    match code {
+        // No such ioctl; a filesystem without the feature; a kernel without it, or without SHA-256.
+        libc::ENOTTY | libc::EOPNOTSUPP | libc::EINVAL | libc::ENOPKG => true,
+        // The caller may not write to it; the kernel wants signatures (fs.verity.require_signatures).
+        libc::EACCES | libc::EPERM => true,
+        // Somebody has it open for writing; it is too large for this filesystem.
+        libc::ETXTBSY | libc::EFBIG => true,
+        _ => false,
     }
 }
 
@@ -65,6 +78,16 @@ mod tests {
     #[test]
     fn the_argument_is_as_long_as_the_kernels() {
         assert_eq!(size_of::<EnableArg>(), 128);
+    }
+
+    #[test]
+    fn what_the_kernel_does_not_want_is_no_error_and_a_bad_disk_is() {
+        for code in [libc::EACCES, libc::EPERM, libc::ETXTBSY, libc::EOPNOTSUPP] {
+            assert!(lacks(code), "{}", io::Error::from_raw_os_error(code));
+        }
+        for code in [libc::EIO, libc::ENOSPC, libc::EROFS, libc::ENOMEM] {
+            assert!(!lacks(code), "{}", io::Error::from_raw_os_error(code));
+        }
     }
 
     #[test]
