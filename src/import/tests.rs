@@ -401,6 +401,27 @@ fn what_is_used_stays_and_what_is_not_goes() {
 }
 
 #[test]
+fn a_link_where_a_layer_should_be_is_refused_and_nobody_waits() {
+    let f = fixture();
+    let fake = Fake::of(&[base()]);
+    drop(f.import(&fake).unwrap());
+    let layer = f.files("blobs/sha256").pop().unwrap();
+    let elsewhere = f.dir.path().join("moved.tar");
+    std::fs::rename(&layer, &elsewhere).unwrap();
+    std::os::unix::fs::symlink(&elsewhere, &layer).unwrap();
+    let own = fake.manifest.as_ref().unwrap().config;
+    let error = f.store.image(&own).unwrap_err().to_string();
+    assert!(error.contains("is not a regular file"), "{error}");
+    let other = Fake::of(&[base(), top()]);
+    let error = f.import(&other).unwrap_err().to_string();
+    assert!(error.contains(&*layer.to_string_lossy()), "{error}");
+    // An import of the image itself replaces it.
+    f.import(&fake).unwrap();
+    assert!(layer.symlink_metadata().unwrap().is_file());
+    assert!(elsewhere.exists());
+}
+
+#[test]
 fn a_tar_from_a_stream_is_an_image_of_its_own_digest() {
     let f = fixture();
     let bytes = base();

@@ -1,6 +1,7 @@
 //! image.json: what an index cannot hold (docs/FORMAT.md, "image.json").
 
 use std::fs;
+use std::io::{self, Write};
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -9,7 +10,7 @@ use super::layout::{FORMAT, RECORD};
 use super::tar::TarIdentity;
 use crate::digest::Digest;
 
-/// The record of 65,535 layers, and no more.
+/// The record of 65,535 layers has some 10 MiB.
 const RECORD_MAX: u64 = 16 << 20;
 
 /// Where an image came from.
@@ -123,11 +124,34 @@ impl ImageJson {
         (record.format == FORMAT).then_some(record)
     }
 
-    /// Its bytes.
-    pub(super) fn bytes(&self) -> std::io::Result<Vec<u8>> {
-        let mut json = serde_json::to_vec_pretty(self)?;
-        json.push(b'\n');
-        Ok(json)
+    /// Its bytes. More than [`Self::read`] takes are an error: what is in a configuration is its
+    /// maker's, and may be a hundred times as long when it is indented.
+    pub(super) fn bytes(&self) -> io::Result<Vec<u8>> {
+        let mut json = Bounded(Vec::new());
+        serde_json::to_writer_pretty(&mut json, self)?;
+        json.write_all(b"\n")?;
+        Ok(json.0)
+    }
+}
+
+/// At most [`RECORD_MAX`] bytes.
+struct Bounded(Vec<u8>);
+
+impl Write for Bounded {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        if (self.0.len() + buf.len()) as u64 > RECORD_MAX {
+            return Err(io::Error::new(
+                io::ErrorKind::FileTooLarge,
+                format!(
+                    "its image.json would be longer than {RECORD_MAX} bytes; the image's configuration is too large"
+                ),
+            ));
+        }
+        self.0.write(buf)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 
