@@ -39,7 +39,7 @@ fn from_files(passwd: &[u8], group: &[u8], text: &str) -> Result<Resolved, Actor
         None => (text, None),
     };
     let user = if user.is_empty() { "0" } else { user };
-    let number = user.parse::<u32>().ok();
+    let number = parse(user.as_bytes());
     // name:password:uid:gid:gecos:home:shell; a number means the uid, even if a user is so named
     // in a later line only.
     let entry = records(passwd).find_map(|fields| {
@@ -82,7 +82,7 @@ fn from_files(passwd: &[u8], group: &[u8], text: &str) -> Result<Resolved, Actor
         }
         Some(wanted) => {
             let known = groups.iter().find(|(name, _, _)| name == wanted.as_bytes());
-            let gid = match (wanted.parse::<u32>().ok(), known) {
+            let gid = match (parse(wanted.as_bytes()), known) {
                 (Some(gid), _) => gid,
                 (None, Some((_, gid, _))) => *gid,
                 (None, None) => {
@@ -112,8 +112,10 @@ fn records(file: &[u8]) -> impl Iterator<Item = Vec<&[u8]>> {
         .map(|line| line.split(|&c| c == b':').collect())
 }
 
+/// A number that somebody may have: to setresuid(2) the last one means "as it was", which is root.
 fn parse(field: &[u8]) -> Option<u32> {
-    std::str::from_utf8(field).ok()?.parse().ok()
+    let number = std::str::from_utf8(field).ok()?.parse().ok()?;
+    (number != u32::MAX).then_some(number)
 }
 
 #[cfg(test)]
@@ -159,9 +161,18 @@ mod tests {
 
     #[test]
     fn unknown_names_are_refused() {
-        for text in ["nobody-here", "app:nogroup", "-1", "99999999999"] {
+        for text in [
+            "nobody-here",
+            "app:nogroup",
+            "-1",
+            "99999999999",
+            "4294967295",
+            "app:4294967295",
+        ] {
             assert_eq!(who(text), None, "{text}");
         }
+        let passwd = b"none:x:4294967295:4294967295::/:/bin/sh\n";
+        assert!(from_files(passwd, b"", "none").is_err());
     }
 
     #[test]
