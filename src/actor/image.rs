@@ -15,6 +15,7 @@ pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bi
 #[serde(rename_all = "PascalCase", default)]
 pub struct ImageConfig {
     /// `user`, `uid`, `user:group`, `uid:gid`; empty is root.
+    #[serde(deserialize_with = "null_is_empty")]
     pub user: String,
     /// `NAME=value`.
     #[serde(deserialize_with = "null_is_empty")]
@@ -26,12 +27,17 @@ pub struct ImageConfig {
     #[serde(deserialize_with = "null_is_empty")]
     pub cmd: Vec<String>,
     /// Where it starts; empty is `/`.
+    #[serde(deserialize_with = "null_is_empty")]
     pub working_dir: String,
 }
 
-/// Docker and older tools write `null` for an empty list.
-fn null_is_empty<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Vec<String>, D::Error> {
-    Ok(Option::<Vec<String>>::deserialize(from)?.unwrap_or_default())
+/// Docker and older tools write `null` for an empty list, and Go's readers take it for any field.
+fn null_is_empty<'de, D, T>(from: D) -> Result<T, D::Error>
+where
+    D: serde::Deserializer<'de>,
+    T: Deserialize<'de> + Default,
+{
+    Ok(Option::deserialize(from)?.unwrap_or_default())
 }
 
 /// What a person asked for on top of the image's defaults.
@@ -227,9 +233,11 @@ mod tests {
     }
 
     #[test]
-    fn null_lists_are_empty() {
-        let config: ImageConfig =
-            serde_json::from_str(r#"{"Env":null,"Cmd":null,"Entrypoint":null}"#).unwrap();
+    fn null_is_empty() {
+        let config: ImageConfig = serde_json::from_str(
+            r#"{"Env":null,"Cmd":null,"Entrypoint":null,"User":null,"WorkingDir":null}"#,
+        )
+        .unwrap();
         assert_eq!(config, ImageConfig::default());
     }
 
