@@ -364,6 +364,31 @@ fn a_layer_that_went_missing_is_said_and_comes_again() {
 }
 
 #[test]
+fn a_configuration_that_no_record_holds_is_refused() {
+    let f = fixture();
+    let fake = |depth: usize| {
+        let mut fake = Fake::of(&[base()]);
+        let manifest = fake.manifest.as_mut().unwrap();
+        let config: serde_json::Value = serde_json::from_slice(&manifest.config_json).unwrap();
+        let rootfs = &config["rootfs"];
+        // Each number is a line of its own in image.json, indented by all that it stands in.
+        let (open, shut) = ("[".repeat(depth), "]".repeat(depth));
+        let numbers = vec!["0"; 100_000].join(",");
+        let json = format!(r#"{{"config":{{"x":{open}{numbers}{shut}}},"rootfs":{rootfs}}}"#);
+        manifest.config_json = json.into_bytes();
+        manifest.config = Digest::of(&manifest.config_json);
+        fake
+    };
+    f.import(&fake(1)).unwrap();
+    f.store
+        .remove(&fake(1).manifest.unwrap().config.to_string())
+        .unwrap();
+    let error = f.import(&fake(100)).unwrap_err().to_string();
+    assert!(error.contains("configuration is too large"), "{error}");
+    f.assert_nothing(&error);
+}
+
+#[test]
 fn what_is_used_stays_and_what_is_not_goes() {
     let f = fixture();
     let all = GcOptions {

@@ -2,12 +2,12 @@
 //!
 //! Who has an image open holds a shared flock(2) on its file `used`, which stays the same when an
 //! entry is made anew: the kernel drops it with the process, however that ends. Who removes an image
-//! must have the lock alone. A mount by the kernel has no process, but the kernel's own count of those who have the index open
-//! ([`crate::sys::lease`]) knows of it.
+//! must have the lock alone. A mount by the kernel has no process, but the kernel's own count of
+//! those who have the index open ([`crate::sys::lease`]) knows of it.
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::SystemTime;
 
@@ -41,7 +41,12 @@ impl Hold {
 /// removed meanwhile the lock is worth nothing: the one that is there then is locked.
 pub(super) fn locked(path: &Path, how: FlockOperation) -> io::Result<Option<File>> {
     loop {
-        let file = match File::open(path) {
+        // A link would never be what lies at `path`, and a FIFO would wait for a writer.
+        let opened = File::options()
+            .read(true)
+            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+            .open(path);
+        let file = match opened {
             Ok(file) => file,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
             // A file where the entry's directory should be.
