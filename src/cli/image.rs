@@ -15,7 +15,7 @@ use tarnfs::import::{self, Imported, Options};
 use tarnfs::lower::Lower;
 use tarnfs::source::location::{self, Location};
 use tarnfs::source::registry::{Registry, RegistryOptions, default_auth_files};
-use tarnfs::source::{Source, SourceError};
+use tarnfs::source::{Platform, Source, SourceError};
 use tarnfs::store::{Image, ImageName, Progress, Store, TarIdentity};
 
 use super::progress::Bars;
@@ -276,7 +276,10 @@ pub(crate) fn import_location(
     let from = format!("docker://{}", registry.name());
     let source: Arc<dyn Source> = Arc::new(registry);
     let imported = import::image(store, &source, &from, options, bars)?;
-    if let Some(own) = imported.image.record().digest {
+    // The name alone means the image for this machine.
+    if options.platform == Platform::here()
+        && let Some(own) = imported.image.record().digest
+    {
         store.remember(&from, &own)?;
     }
     Ok(imported)

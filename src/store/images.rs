@@ -331,6 +331,9 @@ impl Store {
     /// # Errors
     /// Those of writing to the store.
     pub fn remember(&self, source: &str, own: &Digest) -> Result<(), StoreError> {
+        if self.remembered(source) == Some(*own) {
+            return Ok(());
+        }
         self.point(&self.layout.sources().join(source_key(source)), own)
     }
 }
