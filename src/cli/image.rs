@@ -16,7 +16,7 @@ use tarnfs::lower::Lower;
 use tarnfs::source::location::{self, Location};
 use tarnfs::source::registry::{Registry, RegistryOptions, default_auth_files};
 use tarnfs::source::{Platform, Source, SourceError};
-use tarnfs::store::{Image, ImageName, Progress, Store, TarIdentity};
+use tarnfs::store::{Image, ImageName, Progress, Store, StoreError, TarIdentity};
 
 use super::progress::Bars;
 use super::{Global, print};
@@ -38,6 +38,14 @@ pub(crate) fn store(global: &Global) -> anyhow::Result<Store> {
 
 fn var(name: &str) -> Option<PathBuf> {
     std::env::var_os(name).map(PathBuf::from)
+}
+
+/// A name for an image, by which every command finds it: none that a place begins with.
+pub(crate) fn parse_name(text: &str) -> Result<ImageName, String> {
+    match location::parse(text.as_ref()) {
+        Ok(None) => text.parse().map_err(|e: StoreError| e.to_string()),
+        _ => Err("as IMAGE this means a place, and never a name".to_owned()),
+    }
 }
 
 /// What IMAGE means.

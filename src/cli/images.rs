@@ -130,7 +130,7 @@ pub(crate) struct TagArgs {
     #[arg(value_name = "IMAGE")]
     image: String,
     /// The name
-    #[arg(value_name = "NAME")]
+    #[arg(value_name = "NAME", value_parser = image::parse_name)]
     name: ImageName,
 }
 

@@ -40,7 +40,7 @@ asked again each time, and only what is new is fetched; the name of an image of 
 that image, of which nothing is fetched.")]
 pub(crate) struct Args {
     /// Keep this name for it
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = image::parse_name)]
     name: Option<ImageName>,
     /// Which image of an index, OS/ARCHITECTURE[/VARIANT] [default: this machine's]
     #[arg(long, value_name = "PLATFORM")]

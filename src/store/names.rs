@@ -56,7 +56,7 @@ impl FromStr for ImageName {
             .is_some_and(u8::is_ascii_alphanumeric)
         {
             "a name begins with a letter or a digit"
-        } else if text.starts_with("sha256:") {
+        } else if text.starts_with("sha256:") || Digest::from_hex(text).is_ok() {
             "a name must not look like a digest"
         } else if text.replace('/', "%2F").len() > NAME_MAX {
             "a name of more than 255 bytes (a / counts as three)"
@@ -184,6 +184,7 @@ mod tests {
             "a%2Fb",
             "ä",
             "sha256:00",
+            &"a1".repeat(32),
             &long,
             &slashes,
         ] {
