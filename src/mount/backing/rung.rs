@@ -91,12 +91,17 @@ fn from_files(lower: &Lower) -> Result<(OwnedFd, OsString), String> {
             "needs Linux 6.12 or later, which mounts EROFS from a file (this is {release})"
         ));
     }
+    let source = lower.index_path().as_os_str();
+    if source.len() > STRING_MAX {
+        return Err(format!(
+            "the index's path is longer than the {STRING_MAX} bytes that the kernel takes"
+        ));
+    }
     // The very files that were compared with the index, whatever their paths lead to by now.
     let paths: Vec<OsString> = lower
         .blob_files()
         .map(|file| format!("/proc/self/fd/{}", file.as_raw_fd()).into())
         .collect();
-    let source = lower.index_path().as_os_str();
     let before = bdi::names(FROM_FILES);
     let mount = erofs(lower, source, &paths).map_err(|error| in_words(&error))?;
     if let Err(error) = before.and_then(|before| read_far_ahead(&before)) {
@@ -104,6 +109,9 @@ fn from_files(lower: &Lower) -> Result<(OwnedFd, OsString), String> {
     }
     Ok((mount, source.to_owned()))
 }
+
+/// Bytes of a string that fsconfig(2) takes (fs/fsopen.c: `strndup_user(_value, 256)`).
+const STRING_MAX: usize = 255;
 
 /// How names of what is behind an EROFS from files begin (fs/super.c:super_setup_bdi()). They have
 /// a number on top which nothing else tells.
