@@ -116,11 +116,13 @@ pub(crate) fn run(global: &Global, args: Args) -> anyhow::Result<ExitCode> {
     };
     let options = mount_options(&args, store.dir())?;
     let bundle = Bundle::prepare(dir, record)?;
-    if let Some(own) = found.record().digest {
-        // Also where it is not mounted: the same command mounts it again.
-        store.add_root(&own, bundle.record_path().as_path())?;
-    }
-    let made = mount(&bundle, &options, &name).and_then(|mounted| {
+    // Also where it is not mounted: the same command mounts it again.
+    let rooted = match found.record().digest {
+        Some(own) => store.add_root(&own, bundle.record_path().as_path()),
+        None => Ok(()),
+    };
+    let made = rooted.map_err(anyhow::Error::from).and_then(|()| {
+        let mounted = mount(&bundle, &options, &name)?;
         if mounted {
             bundle.configure(&config)?;
         }
