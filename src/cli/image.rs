@@ -111,18 +111,9 @@ impl ImageArg {
 
     /// The same from any directory.
     pub(crate) fn absolute(self) -> anyhow::Result<Self> {
-        let of =
-            |path: &Path| std::path::absolute(path).with_context(|| path.display().to_string());
-        let here = |rest: OsString| of(Path::new(&rest)).map(PathBuf::into_os_string);
         Ok(match self {
-            Self::Tar(path) => Self::Tar(of(&path)?),
-            Self::Elsewhere(location) => Self::Elsewhere(match location {
-                Location::Oci(rest) => Location::Oci(here(rest)?),
-                Location::OciArchive(rest) => Location::OciArchive(here(rest)?),
-                Location::DockerArchive(rest) => Location::DockerArchive(here(rest)?),
-                Location::Dir(rest) => Location::Dir(here(rest)?),
-                location @ Location::Registry(_) => location,
-            }),
+            Self::Tar(path) => Self::Tar(absolute(&path)?),
+            Self::Elsewhere(location) => Self::Elsewhere(from_anywhere(location)?),
             other @ (Self::Stored(..) | Self::Nothing(..)) => other,
         })
     }
@@ -164,6 +155,22 @@ impl ImageArg {
             }
         }
     }
+}
+
+fn absolute(path: &Path) -> anyhow::Result<PathBuf> {
+    std::path::absolute(path).with_context(|| path.display().to_string())
+}
+
+/// A place as one says it in any directory.
+fn from_anywhere(location: Location) -> anyhow::Result<Location> {
+    let here = |rest: OsString| absolute(Path::new(&rest)).map(PathBuf::into_os_string);
+    Ok(match location {
+        Location::Oci(rest) => Location::Oci(here(rest)?),
+        Location::OciArchive(rest) => Location::OciArchive(here(rest)?),
+        Location::DockerArchive(rest) => Location::DockerArchive(here(rest)?),
+        Location::Dir(rest) => Location::Dir(here(rest)?),
+        location @ Location::Registry(_) => location,
+    })
 }
 
 /// Whether somebody who writes `text` means a file.
@@ -277,7 +284,8 @@ pub(crate) fn import_location(
     let bars = Arc::new(Bars::new());
     let Location::Registry(name) = location else {
         let source: Arc<dyn Source> = local(location)?.into();
-        let from = location.to_string();
+        // Whoever imports it again may be elsewhere.
+        let from = from_anywhere(location.clone())?.to_string();
         return Ok(import::image(store, &source, &from, options, bars)?);
     };
     let registry = Registry::open(name, &asked.registries())?;
@@ -419,6 +427,36 @@ impl Drop for Bar {
     fn drop(&mut self) {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_are_the_same_from_anywhere() {
+        let here = std::env::current_dir().unwrap();
+        let of = |text: &str| {
+            let location = location::parse(text.as_ref()).unwrap().unwrap();
+            from_anywhere(location).unwrap().to_string()
+        };
+        for prefix in ["oci", "oci-archive", "docker-archive", "dir"] {
+            let want = format!("{prefix}:{}/a/b:1", here.display());
+            assert_eq!(of(&format!("{prefix}:a/b:1")), want);
+            assert_eq!(of(&want), want);
+        }
+        assert_eq!(of("docker://a/b:1"), "docker://a/b:1");
+    }
+
+    #[test]
+    fn no_name_is_a_place() {
+        for good in ["debian:12", "oci", "a/oci:1"] {
+            assert!(parse_name(good).is_ok(), "{good}");
+        }
+        for bad in ["oci:1", "docker://a", "dir:x", "", "sha256:1"] {
+            assert!(parse_name(bad).is_err(), "{bad}");
         }
     }
 }
