@@ -182,6 +182,11 @@ pub(super) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
 }
 
 /// Makes a file unchangeable and has it on disk.
+/// Makes the file at `path` unchangeable and has it on disk.
+pub(super) fn seal_at(path: &Path) -> io::Result<()> {
+    seal(&File::open(path)?)
+}
+
 fn seal(file: &File) -> io::Result<()> {
     file.set_permissions(Permissions::from_mode(0o400))?;
     file.sync_all()

@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::io;
+use std::path::PathBuf;
 
 use super::blob::Blob;
 use super::layout::CONFIG;
@@ -50,7 +51,10 @@ impl Store {
             _ => {
                 let mut aliases = self.aliases()?;
                 aliases.retain(|(_, of)| of == own);
-                let aliases = aliases.into_iter().map(|(alias, _)| alias).collect();
+                let digest = |(link, _): (PathBuf, Digest)| {
+                    Digest::from_hex(link.file_name()?.to_str()?).ok()
+                };
+                let aliases = aliases.into_iter().filter_map(digest).collect();
                 (UNKNOWN.to_owned(), aliases)
             }
         };
