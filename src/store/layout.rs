@@ -102,5 +102,10 @@ fn private_dir(dir: &Path) -> std::io::Result<()> {
         .recursive(true)
         .mode(0o700)
         .create(dir)?;
-    new.into_iter().try_for_each(publish::sync_parent)
+    new.into_iter()
+        .try_for_each(|dir| match publish::sync_parent(dir) {
+            // Who may write to a directory need not be able to open it.
+            Err(e) if e.kind() == std::io::ErrorKind::PermissionDenied => Ok(()),
+            other => other,
+        })
 }

@@ -21,7 +21,8 @@ pub(super) fn leads_to(link: &Path) -> Option<Digest> {
 }
 
 /// The sole right to change what is in the directory of `path`, until it is dropped. Needs no room
-/// on the disk. Nobody waits for anything else while he has it.
+/// on the disk. Nobody waits for anything else while he has it. Where directories cannot be locked
+/// (NFS), nobody is kept out.
 pub(super) fn lock_dir_of(path: &Path) -> io::Result<File> {
     let dir = path.parent().unwrap_or(Path::new("."));
     let file = File::open(dir)?;
@@ -29,6 +30,9 @@ pub(super) fn lock_dir_of(path: &Path) -> io::Result<File> {
         match flock(&file, FlockOperation::LockExclusive) {
             Ok(()) => return Ok(file),
             Err(Errno::INTR) => {}
+            Err(Errno::BADF | Errno::INVAL | Errno::NOLCK | Errno::NOTSUP | Errno::NOSYS) => {
+                return Ok(file);
+            }
             Err(e) => return Err(e.into()),
         }
     }

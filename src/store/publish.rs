@@ -143,6 +143,12 @@ pub(super) fn new_file(temp: &Path, target: &Path) -> io::Result<bool> {
     match renameat_with(CWD, temp, CWD, target, RenameFlags::NOREPLACE) {
         Ok(()) => {}
         Err(Errno::EXIST) => return Ok(false),
+        // Not every filesystem knows how (NFS): by a link, of which the caller removes the other end.
+        Err(Errno::INVAL | Errno::NOSYS) => match fs::hard_link(temp, target) {
+            Ok(()) => {}
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => return Ok(false),
+            Err(e) => return Err(e),
+        },
         Err(e) => return Err(e.into()),
     }
     sync_parent(target)?;
