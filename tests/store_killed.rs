@@ -11,6 +11,7 @@ mod common;
 #[path = "common/stored.rs"]
 mod stored;
 
+use std::collections::BTreeMap;
 use std::collections::hash_map::RandomState;
 use std::fs;
 use std::hash::{BuildHasher, Hasher};
@@ -18,13 +19,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use common::{Sandbox, can_mount};
+use common::{Sandbox, can_mount, has};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use stored::{assert_clean, assert_empties, content, copy, layer, listed, tarnfs_ok};
 
 /// Bytes of a layer.
-const LEN: usize = 400_000;
+const LEN: usize = 150_000;
 
 /// Some part of `all`.
 fn random(all: Duration) -> Duration {
@@ -52,10 +53,14 @@ struct World {
     sandbox: Sandbox,
     /// What `tarnfs import` takes.
     sources: Vec<String>,
-    /// Stores as they are before a command: empty, with the images, with damaged ones.
+    /// Stores as they are before a command: empty, with the images, with image0 damaged, and with
+    /// that one's files cut short.
     empty: PathBuf,
     full: PathBuf,
     damaged: PathBuf,
+    short: PathBuf,
+    /// The images by name, and what they hold.
+    known: Vec<(String, String)>,
     store: PathBuf,
 }
 
@@ -74,11 +79,13 @@ impl World {
             shown("docker-archive:", "docker.tar"),
             shown("", "one.tar.gz"),
         ];
-        let world = Self {
+        let mut world = Self {
             empty: at("empty"),
             full: at("full"),
             damaged: at("damaged"),
+            short: at("short"),
             store: at("store"),
+            known: Vec::new(),
             sources,
             sandbox,
         };
@@ -86,23 +93,62 @@ impl World {
         for (n, source) in world.sources.iter().enumerate() {
             let name = format!("image{n}");
             tarnfs_ok(&world.full, &["import", "--name", &name, source]);
+            let content = content(&world.full, &name);
+            world.known.push((name, content));
         }
         tarnfs_ok(&world.full, &["tag", "image0", "also"]);
-        copy(&world.full, &world.damaged);
         // image0: a layer of its own, and its index. The one that it shares stays right.
         let top = tarnfs::digest::Digest::of(&layers[2]).hex();
-        let layer = world.damaged.join(format!("blobs/sha256/{top}.tar"));
-        stored::damage(&layer);
-        let index = world.entry(&world.damaged, "image0").join("index.erofs");
-        stored::damage(&index);
+        let layer = |store: &Path| store.join(format!("blobs/sha256/{top}.tar"));
+        copy(&world.full, &world.damaged);
+        stored::damage(&layer(&world.damaged));
+        stored::damage(&entry(&world.damaged, "image0").join("index.erofs"));
+        copy(&world.damaged, &world.short);
+        for file in [
+            layer(&world.short),
+            entry(&world.short, "image0").join("index.erofs"),
+        ] {
+            let bytes = fs::read(&file).unwrap();
+            fs::remove_file(&file).unwrap();
+            fs::write(&file, &bytes[..5000]).unwrap();
+        }
         world
     }
 
-    /// The directory of an image.
-    fn entry(&self, store: &Path, name: &str) -> PathBuf {
-        let own = fs::read_link(store.join("names").join(name)).unwrap();
-        store.join("images/sha256").join(own)
+    /// What was killed has left nothing that is damaged, can be done again, and leaves nothing.
+    fn judge(&self, case: &Case, what: &str) {
+        let (store, args) = (self.store.as_path(), case.args());
+        let want = |name: &str| match self.known.iter().find(|(known, _)| known == name) {
+            Some((_, content)) => content,
+            None => &self.known[0].1,
+        };
+        if case.before == self.empty || case.before == self.full {
+            assert_clean(store, what);
+        }
+        for name in case.keeps {
+            assert_eq!(&content(store, name), want(name), "{what}: {name}");
+        }
+        // What is listed can be used, named or not.
+        if case.before == self.empty && store.exists() {
+            for digest in listed(store) {
+                content(store, &digest);
+            }
+        }
+        common::assert_ok(&stored::tarnfs(store, &args), what);
+        assert_clean(store, what);
+        for name in case.after {
+            let renamed = args.first() == Some(&"tag");
+            let want = want(if renamed { "image0" } else { name });
+            assert_eq!(&content(store, name), want, "{what}: {name}");
+        }
+        assert_empties(store, what);
     }
+}
+
+/// The directory of an image.
+fn entry(store: &Path, name: &str) -> PathBuf {
+    let own = fs::read_link(store.join("names").join(name)).unwrap();
+    store.join("images/sha256").join(own)
 }
 
 /// A command, what the store is like before, which images it must not touch, and which there are
@@ -166,7 +212,7 @@ fn cases(world: &World) -> Vec<Case> {
         Case::new(full, &["gc", "--all", "--min-age", "0"], &[], &[]),
         Case::new(
             full,
-            &["gc", "--max-bytes", "2M", "--min-age", "0"],
+            &["gc", "--max-bytes", "300K", "--min-age", "0"],
             &[],
             &[],
         ),
@@ -196,12 +242,7 @@ fn cases(world: &World) -> Vec<Case> {
             &["image1", "image2"],
             all,
         ),
-        Case::new(
-            &world.sandbox.at("short"),
-            &["import", oci],
-            &["image1", "image2"],
-            all,
-        ),
+        Case::new(&world.short, &["import", oci], &["image1", "image2"], all),
     ]
 }
 
@@ -209,25 +250,6 @@ fn cases(world: &World) -> Vec<Case> {
 fn at_random_moments() {
     let world = World::new();
     let kills = std::env::var("TARNFS_TEST_KILLS").map_or(6, |n| n.parse().unwrap());
-    // The image's layers and index are not as long as they should be.
-    let short = world.sandbox.at("short");
-    copy(&world.damaged, &short);
-    let index = world.entry(&short, "image0").join("index.erofs");
-    let blob = fs::OpenOptions::new().write(true).open(index).unwrap();
-    blob.set_len(4096).unwrap();
-    let layer = tarnfs::digest::Digest::of(&layer("top", 200, LEN)).hex();
-    let blob = short.join(format!("blobs/sha256/{layer}.tar"));
-    let blob = fs::OpenOptions::new().write(true).open(blob).unwrap();
-    blob.set_len(5000).unwrap();
-    let content_of = |name: &str| content(&world.full, name);
-    let known: Vec<(&str, String)> = ["image0", "image1", "image2"]
-        .into_iter()
-        .map(|name| (name, content_of(name)))
-        .collect();
-    let want = |name: &str| match known.iter().find(|(known, _)| *known == name) {
-        Some((_, content)) => content.clone(),
-        None => known[0].1.clone(),
-    };
     for case in cases(&world) {
         let (store, args) = (world.store.as_path(), case.args());
         copy(&case.before, store);
@@ -240,29 +262,91 @@ fn at_random_moments() {
             let delay = random(takes);
             let what = format!("tarnfs {args:?}, killed after {delay:?} of {takes:?}");
             killed += usize::from(kill_after(stored::command(store, &args), delay));
-            if case.before == world.empty || case.before == world.full {
-                assert_clean(store, &what);
-            }
-            for name in case.keeps {
-                assert_eq!(content(store, name), want(name), "{what}: {name}");
-            }
-            // What is listed can be used, named or not.
-            if case.before == world.empty {
-                for digest in listed(store) {
-                    content(store, &digest);
-                }
-            }
-            let again = stored::tarnfs(store, &args);
-            common::assert_ok(&again, &what);
-            assert_clean(store, &what);
-            for name in case.after {
-                let renamed = args.first() == Some(&"tag");
-                let want = if renamed { want("image0") } else { want(name) };
-                assert_eq!(content(store, name), want, "{what}: {name}");
-            }
-            assert_empties(store, &what);
+            world.judge(&case, &what);
         }
         eprintln!("tarnfs {args:?}: {killed} of {kills} killed within {takes:?}");
+    }
+}
+
+/// By what the store is changed. strace counts each by itself, and each thread's.
+const CHANGES: [&str; 16] = [
+    "mkdir",
+    "write",
+    "ftruncate",
+    "flock",
+    "link",
+    "linkat",
+    "symlink",
+    "symlinkat",
+    "rename",
+    "renameat2",
+    "unlink",
+    "unlinkat",
+    "rmdir",
+    "fchmod",
+    "fsync",
+    "utimensat",
+];
+
+/// `tarnfs args…` under strace.
+fn traced(store: &Path, args: &[&str], options: &[&str]) -> Command {
+    let mut command = Command::new("strace");
+    let plain = stored::command(store, args);
+    command.arg("-f").args(options).arg(plain.get_program());
+    command.args(plain.get_args());
+    command
+}
+
+/// How often the command makes each of the changes, by the thread that makes most of them.
+fn counted(world: &World, args: &[&str]) -> Vec<(&'static str, usize)> {
+    let log = world.sandbox.at("strace.log");
+    let set = format!("trace=?{}", CHANGES.join(",?"));
+    let options = ["-o", log.to_str().unwrap(), "-e", &set];
+    common::assert_ok(&common::run(traced(&world.store, args, &options)), &set);
+    let mut counts: BTreeMap<(String, &str), usize> = BTreeMap::new();
+    for line in fs::read_to_string(log).unwrap().lines() {
+        let (thread, call) = line.split_once(' ').unwrap();
+        let name = call.trim_start().split('(').next().unwrap();
+        if let Some(name) = CHANGES.iter().find(|known| **known == name) {
+            *counts.entry((thread.to_owned(), name)).or_default() += 1;
+        }
+    }
+    let most = |name: &'static str| {
+        let of = counts.iter().filter(|((_, known), _)| *known == name);
+        of.map(|(_, &count)| (name, count)).max()
+    };
+    CHANGES.into_iter().filter_map(most).collect()
+}
+
+/// Before each change that a command makes; some of them, unless TARNFS_TEST_ALL is set.
+#[test]
+fn at_each_change() {
+    if !has("strace") {
+        return;
+    }
+    let world = World::new();
+    let all = std::env::var_os("TARNFS_TEST_ALL").is_some();
+    for (n, case) in cases(&world).into_iter().enumerate() {
+        let (store, args) = (world.store.as_path(), case.args());
+        copy(&case.before, store);
+        let counts = counted(&world, &args);
+        let deaths = counts
+            .iter()
+            .flat_map(|(name, count)| (1..=*count).map(move |k| (*name, k)));
+        let (mut killed, mut tried) = (0, 0);
+        let (first, step) = if all { (0, 1) } else { (n % 4, 16) };
+        for (call, k) in deaths.skip(first).step_by(step) {
+            copy(&case.before, store);
+            let what = format!("tarnfs {args:?}, killed at {call} {k}");
+            let inject = format!("inject={call}:signal=SIGKILL:when={k}");
+            let options = ["-o", "/dev/null", "-e", &inject];
+            let output = common::run(traced(store, &args, &options));
+            // Another thread may have made that change.
+            killed += usize::from(!output.status.success());
+            tried += 1;
+            world.judge(&case, &what);
+        }
+        eprintln!("tarnfs {args:?}: killed at {killed} of {tried} changes ({counts:?})");
     }
 }
 
