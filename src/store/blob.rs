@@ -219,15 +219,19 @@ pub(super) fn discard(layout: &Layout, diff_id: &Digest) -> Result<bool, StoreEr
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
         Err(e) => return Err(io(e)),
     };
-    let Some(blob) = Blob::find(layout, diff_id)? else {
-        return Ok(false);
-    };
-    match hash::file(blob.file(), &mut |_| ()) {
-        Ok(has) if has == *diff_id => return Ok(false),
-        Ok(_) => {}
-        // What cannot be read is damaged, too.
-        Err(e) if e.raw_os_error() == Some(libc::EIO) => {}
-        Err(e) => return Err(io(e)),
+    // A link is no layer, wherever it leads; what it leads to is not touched.
+    let is_link = fs::symlink_metadata(&path).is_ok_and(|found| found.is_symlink());
+    if !is_link {
+        let Some(blob) = Blob::find(layout, diff_id)? else {
+            return Ok(false);
+        };
+        match hash::file(blob.file(), &mut |_| ()) {
+            Ok(has) if has == *diff_id => return Ok(false),
+            Ok(_) => {}
+            // What cannot be read is damaged, too.
+            Err(e) if e.raw_os_error() == Some(libc::EIO) => {}
+            Err(e) => return Err(io(e)),
+        }
     }
     match fs::remove_file(&path) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(failed(e)),
