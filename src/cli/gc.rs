@@ -122,7 +122,12 @@ fn text(collected: &Collected, dry_run: bool, out: &mut dyn Write) -> std::io::R
     }
     let (freed, before) = (HumanBytes(collected.freed), HumanBytes(collected.before));
     let verb = if dry_run { "would free" } else { "freed" };
-    writeln!(out, "{verb} {freed} of {before}")
+    writeln!(out, "{verb} {freed} of {before}")?;
+    let kept = collected.decisions.iter().filter(|d| !d.goes).count();
+    if kept > 0 && !dry_run {
+        writeln!(out, "kept {kept}; --dry-run says why")?;
+    }
+    Ok(())
 }
 
 fn object(collected: &Collected, dry_run: bool) -> Value {

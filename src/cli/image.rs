@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use indicatif::{ProgressBar, ProgressStyle};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tarnfs::compress::{self, Format};
 use tarnfs::digest::Digest;
 use tarnfs::import::{self, Imported, Options};
@@ -274,6 +275,29 @@ fn registry_options() -> RegistryOptions {
     }
 }
 
+/// As many open files as this process may have, while this lives: an import has each layer open.
+/// Not longer, since programs that are run get the limit that was there before.
+struct OpenFiles(Rlimit);
+
+impl OpenFiles {
+    fn raise() -> Self {
+        let before = getrlimit(Resource::Nofile);
+        let raised = Rlimit {
+            current: before.maximum,
+            ..before
+        };
+        // What could not be raised may be enough.
+        setrlimit(Resource::Nofile, raised).ok();
+        Self(before)
+    }
+}
+
+impl Drop for OpenFiles {
+    fn drop(&mut self) {
+        setrlimit(Resource::Nofile, self.0).ok();
+    }
+}
+
 /// Imports what is at `location`.
 pub(crate) fn import_location(
     store: &Store,
@@ -281,6 +305,7 @@ pub(crate) fn import_location(
     asked: &Sources,
     options: &Options,
 ) -> anyhow::Result<Imported> {
+    let _files = OpenFiles::raise();
     let bars = Arc::new(Bars::new());
     let Location::Registry(name) = location else {
         let source: Arc<dyn Source> = local(location)?.into();

@@ -74,10 +74,12 @@ pub fn image(
 /// An image that is alone, without an index, may be for other machines than what was asked for. It
 /// can be looked into.
 fn warn_of_platform(manifest: &Manifest, from: &str, options: &Options) {
-    let config: Option<serde_json::Value> = serde_json::from_slice(&manifest.config_json).ok();
-    let has = config
-        .as_ref()
-        .and_then(|c| c.get("architecture")?.as_str());
+    #[derive(serde::Deserialize)]
+    struct Machine {
+        architecture: Option<String>,
+    }
+    let config: Option<Machine> = serde_json::from_slice(&manifest.config_json).ok();
+    let has = config.and_then(|config| config.architecture);
     if let Some(has) = has.filter(|has| !has.is_empty() && *has != options.platform.architecture) {
         tracing::warn!(
             "{from}: is for {has}, not for {}",

@@ -157,6 +157,10 @@ impl Write for Bounded {
 
 /// `config` of an image's configuration (the OCI image specification's config.md).
 pub(crate) fn config_of(json: &[u8]) -> Option<serde_json::Value> {
-    let mut config: serde_json::Value = serde_json::from_slice(json).ok()?;
-    config.get_mut("config").map(serde_json::Value::take)
+    /// Nothing else of it is kept in memory.
+    #[derive(Deserialize)]
+    struct Whole {
+        config: Option<serde_json::Value>,
+    }
+    serde_json::from_slice::<Whole>(json).ok()?.config
 }
