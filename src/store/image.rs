@@ -30,14 +30,27 @@ impl Image {
     /// The image in directory `entry` for `tar`; `None` when there is none, or one that is
     /// damaged, of another version, or of another state of the tar.
     pub(super) fn of_tar(layout: &Layout, entry: &Path, tar: &TarFile) -> Option<Self> {
-        let hold = Hold::take(entry).ok()??;
-        let record = ImageJson::read(entry)?;
+        Self::try_of_tar(layout, entry, tar).ok().flatten()
+    }
+
+    /// [`Self::of_tar`], or why it cannot be told, as that no more files may be open.
+    pub(super) fn try_of_tar(
+        layout: &Layout,
+        entry: &Path,
+        tar: &TarFile,
+    ) -> io::Result<Option<Self>> {
+        let Some(hold) = Hold::take(entry)? else {
+            return Ok(None);
+        };
+        let Some(record) = ImageJson::try_read(entry)? else {
+            return Ok(None);
+        };
         match &record.source {
             Source::Tar { identity, .. } if *identity == tar.identity => {}
-            _ => return None,
+            _ => return Ok(None),
         }
-        if fs::metadata(entry.join(INDEX)).ok()?.len() != record.index.len {
-            return None;
+        if fs::metadata(entry.join(INDEX))?.len() != record.index.len {
+            return Ok(None);
         }
         let blobs = record.blobs.iter().map(|blob| match blob.place {
             BlobPlace::Tar => Some(BlobFile {
@@ -47,18 +60,25 @@ impl Image {
             BlobPlace::Side => blob_file(entry.join(SIDE), blob.len).ok(),
             BlobPlace::Layer(_) => None,
         });
+        let Some(blobs) = blobs.collect::<Option<_>>() else {
+            return Ok(None);
+        };
         let image = Self {
             store: layout.dir.clone(),
             dir: entry.to_owned(),
-            blobs: blobs.collect::<Option<_>>()?,
+            blobs,
             record,
             hold: Arc::new(hold),
             fresh: false,
         };
         // Superblock, device table and footer are checked, and the blobs' identities.
-        image.lower().ok()?;
+        match image.lower() {
+            Ok(_) => {}
+            Err(OpenError::Io { source, .. }) => return Err(source),
+            Err(_) => return Ok(None),
+        }
         image.hold.touch();
-        Some(image)
+        Ok(Some(image))
     }
 
     /// The image `digest`, an own digest or an alias; `None` when there is none.

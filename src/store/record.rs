@@ -116,12 +116,17 @@ pub struct ImageJson {
 impl ImageJson {
     /// The record in the entry `dir`; `None` where there is none of this version.
     pub(super) fn read(dir: &Path) -> Option<Self> {
+        Self::try_read(dir).ok().flatten()
+    }
+
+    /// [`Self::read`], or why it cannot be told.
+    pub(super) fn try_read(dir: &Path) -> io::Result<Option<Self>> {
         let path = dir.join(RECORD);
-        if fs::metadata(&path).ok()?.len() > RECORD_MAX {
-            return None;
+        if fs::metadata(&path)?.len() > RECORD_MAX {
+            return Ok(None);
         }
-        let record: Self = serde_json::from_slice(&fs::read(&path).ok()?).ok()?;
-        (record.format == FORMAT).then_some(record)
+        let record = serde_json::from_slice::<Self>(&fs::read(&path)?).ok();
+        Ok(record.filter(|record| record.format == FORMAT))
     }
 
     /// Its bytes. More than [`Self::read`] takes are an error: what is in a configuration is its

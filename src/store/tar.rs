@@ -2,6 +2,7 @@
 //! state of a file from every other.
 
 use std::fs::{File, Metadata};
+use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -103,11 +104,10 @@ impl Store {
         let _hold =
             publish::dir(&temp, &entry).map_err(|e| StoreError::write(self.dir(), &entry, e))?;
         drop(lock);
-        let mut image =
-            Image::of_tar(&self.layout, &entry, &source).ok_or_else(|| StoreError::Io {
-                path: entry.clone(),
-                source: std::io::Error::other("the index cannot be read back after it was written"),
-            })?;
+        let lost = || io::Error::other("the index cannot be read back after it was written");
+        let mut image = Image::try_of_tar(&self.layout, &entry, &source)
+            .and_then(|image| image.ok_or_else(lost))
+            .map_err(StoreError::io(&entry))?;
         image.fresh = true;
         Ok(image)
     }
