@@ -11,6 +11,7 @@ use serde_json::json;
 use tarnfs::flatten::{self, Align, FlattenError, Flattened, Options, Target};
 use tarnfs::store::{BlobPlace, Progress};
 
+use super::progress::Bar;
 use super::{Global, image, print};
 
 /// Write an image as one tar
@@ -61,7 +62,7 @@ pub(crate) fn run(global: &Global, args: Args) -> anyhow::Result<ExitCode> {
         align: args.align.unwrap_or(Align::BLOCK),
         side_blobs,
     };
-    let mut bar = image::Bar::new("flattening");
+    let mut bar = Bar::new("flattening");
     let mut progress = |done, total| bar.on(Progress::Indexing { done, total });
     let (name, stream) = match output {
         None => {

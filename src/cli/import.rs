@@ -14,7 +14,8 @@ use tarnfs::import::{self, Imported, Options};
 use tarnfs::source::Platform;
 use tarnfs::store::{ImageName, Store};
 
-use super::image::{self, ImageArg, Sources};
+use super::fetch::{self, Sources};
+use super::image::{self, ImageArg};
 use super::mount_options::parse_size;
 use super::progress::Bars;
 use super::{Global, print};
@@ -108,8 +109,8 @@ pub(crate) fn take(
     }
     // Absolute: where an image came from is noted, and asked again from anywhere.
     match ImageArg::parse(store, source)?.absolute()? {
-        ImageArg::Tar(path) => image::import_file(store, Path::new(&path), options),
-        ImageArg::Elsewhere(location) => image::import_location(store, &location, asked, options),
+        ImageArg::Tar(path) => fetch::import_file(store, Path::new(&path), options),
+        ImageArg::Elsewhere(location) => fetch::import_location(store, &location, asked, options),
         ImageArg::Nothing(text, why) => bail!("{text}: {why}"),
         ImageArg::Stored(text, digest) => {
             let image = store.image(&digest)?;

@@ -10,6 +10,7 @@ use indicatif::HumanBytes;
 use serde_json::Map;
 use tarnfs::store::{Counts, write_index};
 
+use super::progress::Bar;
 use super::{Global, image, print};
 
 /// Build the index of a tar
@@ -48,7 +49,7 @@ struct Report<'a> {
 pub(crate) fn run(global: &Global, args: Args) -> anyhow::Result<ExitCode> {
     let start = Instant::now();
     if let Some(index) = &args.output {
-        let mut bar = image::Bar::new("indexing");
+        let mut bar = Bar::new("indexing");
         let built = write_index(&args.tar, index, &mut |p| bar.on(p))?;
         drop(bar);
         return show(

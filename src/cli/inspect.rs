@@ -14,6 +14,7 @@ use tarnfs::inode::{Attr, Kind};
 use tarnfs::lower::{Lower, Nid, Step};
 use tarnfs::store::{Image, ImageJson, ImageName, Source};
 
+use super::progress::Bar;
 use super::{Global, image, print};
 
 /// Show what an image holds
@@ -134,7 +135,7 @@ struct Digests {
 }
 
 fn digests(image: &Image) -> anyhow::Result<Digests> {
-    let mut bar = image::Bar::new("hashing");
+    let mut bar = Bar::new("hashing");
     image.check_index(&mut |p| bar.on(p))?;
     let index = image.record().index.digest;
     let image = image.digest(&mut |p| bar.on(p))?;

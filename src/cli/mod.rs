@@ -6,6 +6,7 @@ mod cat;
 mod demo;
 mod doctor;
 mod engine;
+mod fetch;
 mod flatten;
 mod gc;
 mod generate;

@@ -27,6 +27,7 @@ use tarnfs::upper::{Upper, UpperError};
 use super::engine::EngineName;
 use super::image::ImageArg;
 use super::prefetch::PrefetchArgs;
+use super::progress::Bar;
 use super::serving::ServingArgs;
 use super::{Global, image, logging};
 use plan::{Plan, Writes};
@@ -276,7 +277,7 @@ fn serve(plan: &Plan) -> anyhow::Result<ExitCode> {
 fn open_image(plan: &Plan) -> anyhow::Result<Lower> {
     let image = plan.image.get(&image::store(&plan.global)?)?;
     if plan.verify == Verify::OnMount {
-        let mut bar = image::Bar::new("verifying");
+        let mut bar = Bar::new("verifying");
         image.check_index(&mut |p| bar.on(p))?;
     }
     Ok(image.lower()?)

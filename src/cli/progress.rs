@@ -1,10 +1,11 @@
-//! Progress of an import: a bar for each layer.
+//! Progress bars: of one work, and of an import with a bar for each layer.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use tarnfs::import::{Event, Watch};
+use tarnfs::store::Progress;
 
 /// Bars on a terminal, gone at the end; elsewhere nothing.
 #[derive(Debug)]
@@ -82,5 +83,57 @@ impl Watch for Bars {
 impl Drop for Bars {
     fn drop(&mut self) {
         self.all.clear().ok();
+    }
+}
+
+/// A progress bar that shows itself on a terminal only, and goes when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Bar {
+    what: &'static str,
+    bar: Option<ProgressBar>,
+}
+
+impl Bar {
+    /// A bar for work called `what`; nothing is drawn before the work tells of itself.
+    pub(crate) fn new(what: &'static str) -> Self {
+        Self { what, bar: None }
+    }
+
+    /// Shows how far the work is.
+    pub(crate) fn on(&mut self, progress: Progress) {
+        // indicatif draws on stderr, and not at all where that is no terminal.
+        let bar = self.bar.get_or_insert_with(|| {
+            let (done, total) = match progress {
+                Progress::Indexing { done, total } | Progress::Hashing { done, total } => {
+                    (done, total)
+                }
+                _ => (0, 0),
+            };
+            // All of it before it is first drawn: a bar of nothing would look like a full one.
+            let bar = ProgressBar::new(total)
+                .with_position(done)
+                .with_message(self.what);
+            match ProgressStyle::with_template("{msg} [{bar:30}] {bytes}/{total_bytes} {eta}") {
+                Ok(style) => bar.with_style(style.progress_chars("=> ")),
+                Err(_) => bar,
+            }
+        });
+        match progress {
+            Progress::Indexing { done, total } | Progress::Hashing { done, total } => {
+                bar.set_message(self.what);
+                bar.set_length(total);
+                bar.set_position(done);
+            }
+            Progress::Waiting => bar.set_message("waiting for another tarnfs"),
+            _ => {}
+        }
+    }
+}
+
+impl Drop for Bar {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
     }
 }

@@ -10,7 +10,9 @@ use tarnfs::digest::Digest;
 use tarnfs::import::Options;
 use tarnfs::store::{Checked, ImageJson, Source, Store, UNKNOWN, Verdict};
 
-use super::image::{self, Bar, Sources};
+use super::fetch::Sources;
+use super::image;
+use super::progress::Bar;
 use super::{Global, import, print};
 
 /// Check what is in the store
@@ -177,12 +179,7 @@ const NOBODY_KNOWS: &str = "nobody knows where it came from; import it again, or
 
 /// Imports an image once more from where it came from.
 fn again(store: &Store, image: &Digest, sources: &Sources) -> anyhow::Result<()> {
-    let record = store
-        .images()?
-        .into_iter()
-        .find(|listed| listed.digest == *image)
-        .and_then(|listed| listed.record)
-        .context(NOBODY_KNOWS)?;
+    let record = store.record(image).context(NOBODY_KNOWS)?;
     let Source::Import { from } = &record.source else {
         anyhow::bail!("it is a local tar");
     };
