@@ -8,12 +8,12 @@ use std::time::Instant;
 
 use super::budget::Budget;
 use super::error::ImportError;
-use super::layer::{Context, Ready, scan};
+use super::layer::{Context, Ready, waiting};
 use super::{Cost, Event, Imported, Options, Watch};
 use crate::digest::Digest;
 use crate::index::{self, Flat, Flattening};
 use crate::source::{Layer, Manifest, Platform, Source};
-use crate::store::{Blob, ImageLock, NewImage, Progress, Store, StoreError, config_of};
+use crate::store::{Blob, ImageLock, NewImage, Store, StoreError, config_of};
 
 /// Takes the image of `source`, which people call `from`, into the store; where it is there
 /// already, only what it is known by is noted.
@@ -51,8 +51,6 @@ pub fn image(
     discard_damaged(store, &manifest.config)?;
     let mut cost = Cost::default();
     let (flat, blobs) = layers(store, (source, from), &manifest, options, &watch, &mut cost)?;
-    watch.on(Event::Indexing);
-    let start = Instant::now();
     let new = NewImage {
         digest: manifest.config,
         aliases,
@@ -62,7 +60,20 @@ pub fn image(
         layers: blobs.iter().map(|blob| &**blob).collect(),
         flat: &flat,
     };
-    let image = store.publish_image(&new, &lock)?;
+    publish(store, &new, &lock, &*watch, cost)
+}
+
+/// Publishes the image whose layers are all there; their `cost` and that of its index.
+pub(super) fn publish(
+    store: &Store,
+    new: &NewImage<'_>,
+    lock: &ImageLock,
+    watch: &dyn Watch,
+    mut cost: Cost,
+) -> Result<Imported, ImportError> {
+    watch.on(Event::Indexing);
+    let start = Instant::now();
+    let image = store.publish_image(new, lock)?;
     cost.indexing += start.elapsed();
     Ok(Imported {
         image,
@@ -94,12 +105,7 @@ pub(super) fn lock(
     digest: &Digest,
     watch: &dyn Watch,
 ) -> Result<ImageLock, ImportError> {
-    let mut waiting = |progress| {
-        if progress == Progress::Waiting {
-            watch.on(Event::Waiting(None));
-        }
-    };
-    Ok(store.lock_image(digest, &mut waiting)?)
+    Ok(store.lock_image(digest, &mut waiting(watch, None))?)
 }
 
 /// The image, where it is in the store and whole; without its lock only where it has all `aliases`.
@@ -254,7 +260,7 @@ impl<'a> Merge<'a> {
             let scan = match self.early.remove(&layer.position) {
                 Some(scan) => scan,
                 // A layer that comes more than once: its headers are read once more.
-                None => scan(&blob)?,
+                None => blob.scan()?,
             };
             self.flattening.add(scan, blob.path())?;
             self.merged.push(blob);

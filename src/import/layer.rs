@@ -57,11 +57,7 @@ impl Context<'_> {
                 ready => return ready,
             }
         }
-        let mut waiting = |progress| {
-            if progress == Progress::Waiting {
-                self.watch.on(Event::Waiting(Some(layer.position)));
-            }
-        };
+        let mut waiting = waiting(&*self.watch, Some(layer.position));
         let writer = match self.store.begin_blob(&layer.diff_id, &mut waiting)? {
             Begun::There(blob) => return self.there(layer, blob),
             Begun::New(writer) => writer,
@@ -116,7 +112,7 @@ impl Context<'_> {
     /// A layer that the store has.
     fn there(&self, layer: &Layer, blob: Blob) -> Result<Ready, ImportError> {
         let start = Instant::now();
-        let scan = scan(&blob)?;
+        let scan = blob.scan()?;
         self.watch.on(Event::There(layer.position));
         Ok(Ready {
             blob,
@@ -192,9 +188,13 @@ impl Context<'_> {
     }
 }
 
-/// What headers of a layer in the store say.
-pub(super) fn scan(blob: &Blob) -> Result<index::Layer, ImportError> {
-    Ok(index::scan_layer_file(blob.file(), blob.path(), &())?)
+/// Tells that another process makes the same thing: a layer, or the whole image.
+pub(super) fn waiting(watch: &dyn Watch, layer: Option<usize>) -> impl FnMut(Progress) {
+    move |progress| {
+        if progress == Progress::Waiting {
+            watch.on(Event::Waiting(layer));
+        }
+    }
 }
 
 pub(super) fn wrong(layer: &str, why: String) -> ImportError {

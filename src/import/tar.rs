@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use super::budget::Budget;
 use super::error::ImportError;
-use super::image::{found, lock};
+use super::image::{found, lock, publish};
 use super::layer::{Context, wrong};
 use super::pipe::{Of, Pipe};
 use super::{Event, Imported, Options, Watch};
@@ -25,8 +25,8 @@ pub struct Stream {
     pub len: Option<u64>,
 }
 
-/// Takes the tar that `stream` gives, which people call `from` (`-`: standard input), into the store as an image of one
-/// layer. Its digest is that of the uncompressed tar.
+/// Takes the tar that `stream` gives, which people call `from` (`-`: standard input), into the
+/// store as an image of one layer. Its digest is that of the uncompressed tar.
 ///
 /// # Errors
 /// [`ImportError`] in one line. Nothing is left in the store then.
@@ -85,8 +85,6 @@ pub fn tar(
     if let Some(found) = found(store, &digest, &[], Some(&lock))? {
         return Ok(Imported { cost, ..found });
     }
-    watch.on(Event::Indexing);
-    let start = Instant::now();
     let new = NewImage {
         digest,
         aliases: Vec::new(),
@@ -96,13 +94,7 @@ pub fn tar(
         layers: vec![&blob],
         flat: &flat,
     };
-    let image = store.publish_image(&new, &lock)?;
-    cost.indexing += start.elapsed();
-    Ok(Imported {
-        image,
-        fresh: true,
-        cost,
-    })
+    publish(store, &new, &lock, &*watch, cost)
 }
 
 /// Which archive of images a tar is whose root has these names, and by which prefix it is imported.

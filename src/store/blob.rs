@@ -8,11 +8,12 @@ use std::path::{Path, PathBuf};
 use rustix::fs::FlockOperation;
 
 use super::hold::{self, Free};
-use super::layout::Layout;
+use super::layout::{Layout, allocated, list, name_of};
 use super::links::lock_dir_of;
 use super::lock::Lock;
 use super::{OnProgress, Store, StoreError, hash, publish};
 use crate::digest::Digest;
+use crate::index::{self, IndexError};
 use crate::sys;
 
 /// Bytes after which the disk is told to begin: the end of an import then waits for little.
@@ -57,6 +58,14 @@ impl Blob {
     #[must_use]
     pub fn file(&self) -> &File {
         &self.file
+    }
+
+    /// What its headers say.
+    ///
+    /// # Errors
+    /// As of [`index::scan_layer_file`].
+    pub fn scan(&self) -> Result<index::Layer, IndexError> {
+        index::scan_layer_file(&self.file, &self.path, &())
     }
 
     /// Where it is.
@@ -257,27 +266,12 @@ impl Write for BlobWriter {
 }
 
 /// All layers that lie in the store: their digests and allocated bytes.
-pub(super) fn all(layout: &Layout) -> io::Result<Vec<(Digest, u64)>> {
-    use std::os::unix::fs::MetadataExt;
-    let entries = match fs::read_dir(layout.blobs()) {
-        Ok(entries) => entries,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(e) => return Err(e),
+pub(super) fn all(layout: &Layout) -> Result<Vec<(Digest, u64)>, StoreError> {
+    let layer = |path: &PathBuf| {
+        let hex = name_of(path)?.strip_suffix(".tar")?;
+        Some((Digest::from_hex(hex).ok()?, allocated(path)?))
     };
-    let mut all = Vec::new();
-    for entry in entries {
-        let entry = entry?;
-        let name = entry.file_name();
-        let diff_id = name
-            .to_str()
-            .and_then(|name| name.strip_suffix(".tar"))
-            .and_then(|hex| Digest::from_hex(hex).ok());
-        if let Some(diff_id) = diff_id
-            && let Ok(metadata) = entry.metadata()
-        {
-            all.push((diff_id, metadata.blocks() * 512));
-        }
-    }
+    let mut all: Vec<_> = list(&layout.blobs())?.iter().filter_map(layer).collect();
     all.sort_unstable();
     Ok(all)
 }

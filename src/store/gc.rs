@@ -6,13 +6,13 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use super::build::now;
 use super::hold::{self, Free};
-use super::images::{allocated, layers_of, used};
+use super::images::{layers_of, used};
+use super::layout::{USED, allocated, entry_allocated, list};
 use super::links::unlink_lost;
 use super::record::{ImageJson, Source};
 use super::remove::{Gone, Needed};
@@ -85,7 +85,7 @@ pub struct Collected {
 struct Candidate {
     item: Item,
     image: Option<Digest>,
-    entry: std::path::PathBuf,
+    entry: PathBuf,
     layers: Vec<Digest>,
     /// When it was used last, since the epoch.
     used: Duration,
@@ -97,13 +97,13 @@ impl Store {
     /// # Errors
     /// [`StoreError::Io`].
     pub fn bytes(&self) -> Result<u64, StoreError> {
-        let layers = blob::all(&self.layout).map_err(StoreError::io(&self.layout.blobs()))?;
+        let layers = blob::all(&self.layout)?;
         let mut sum = layers.iter().map(|(_, bytes)| bytes).sum();
         for digest in self.own_digests()? {
-            sum += allocated(&self.layout.image(&digest));
+            sum += entry_allocated(&self.layout.image(&digest));
         }
-        for entry in self.tar_entries()? {
-            sum += allocated(&entry);
+        for entry in list(&self.layout.tars())? {
+            sum += entry_allocated(&entry);
         }
         Ok(sum)
     }
@@ -132,17 +132,6 @@ impl Store {
         let want = run.want()?;
         run.make_room(candidates, want)?;
         Ok(run.out)
-    }
-
-    fn tar_entries(&self) -> Result<Vec<std::path::PathBuf>, StoreError> {
-        let dir = self.layout.tars();
-        match fs::read_dir(&dir) {
-            Ok(entries) => entries
-                .map(|entry| Ok(entry.map_err(StoreError::io(&dir))?.path()))
-                .collect(),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
-            Err(e) => Err(StoreError::io(&dir)(e)),
-        }
     }
 }
 
@@ -193,7 +182,7 @@ impl Run<'_> {
     /// Layers that no image needs, as imports that failed leave them.
     fn lost_layers(&mut self) -> Result<(), StoreError> {
         let store = self.store;
-        let layers = blob::all(&store.layout).map_err(StoreError::io(&store.layout.blobs()))?;
+        let layers = blob::all(&store.layout)?;
         for (layer, bytes) in layers {
             if self.needed.by(store, &layer)?.is_some() {
                 continue;
@@ -230,7 +219,7 @@ impl Run<'_> {
             let entry = self.store.layout.image(&digest);
             let Some(record) = ImageJson::read(&entry) else {
                 let why = "its record cannot be read; `tarnfs verify --repair` may help";
-                self.decide(Item::Image(digest), false, allocated(&entry), why);
+                self.decide(Item::Image(digest), false, entry_allocated(&entry), why);
                 continue;
             };
             let layers = layers_of(Some(&record));
@@ -245,7 +234,7 @@ impl Run<'_> {
                 layers,
             });
         }
-        for entry in self.store.tar_entries()? {
+        for entry in list(&self.store.layout.tars())? {
             let record = ImageJson::read(&entry);
             let shown = shown(&entry, record.as_ref());
             let candidate = Candidate {
@@ -307,7 +296,7 @@ impl Run<'_> {
         let roots = self.store.roots()?;
         let before = self.out.freed;
         for candidate in candidates {
-            let bytes = allocated(&candidate.entry);
+            let bytes = entry_allocated(&candidate.entry);
             if self.out.freed - before >= want {
                 self.decide(candidate.item, false, bytes, "there is room");
                 continue;
@@ -319,10 +308,7 @@ impl Run<'_> {
                 self.decide(candidate.item, false, bytes, root.why());
                 continue;
             }
-            if let Some(why) = young(
-                &candidate.entry.join(super::layout::USED),
-                self.options.min_age,
-            ) {
+            if let Some(why) = young(&candidate.entry.join(USED), self.options.min_age) {
                 self.decide(candidate.item, false, bytes, why);
                 continue;
             }
@@ -337,8 +323,7 @@ impl Run<'_> {
                 let left = self.users.entry(layer).or_default();
                 *left = left.saturating_sub(1);
                 if *left == 0 {
-                    let path = self.store.layout.blob(&layer);
-                    let bytes = fs::metadata(path).map_or(0, |m| m.blocks() * 512);
+                    let bytes = allocated(&self.store.layout.blob(&layer)).unwrap_or(0);
                     self.drop_layer(&layer, bytes)?;
                 }
             }
@@ -351,7 +336,7 @@ impl Run<'_> {
 
     /// Removes an entry, if nobody uses it.
     fn drop(&mut self, candidate: &Candidate, why: impl Into<String>) -> Result<bool, StoreError> {
-        let bytes = allocated(&candidate.entry);
+        let bytes = entry_allocated(&candidate.entry);
         let item = candidate.item.clone();
         let gone = match (self.options.dry_run, candidate.image) {
             (true, _) => match hold::entry_alone(&candidate.entry) {

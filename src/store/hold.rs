@@ -12,7 +12,7 @@ use std::path::Path;
 use std::time::SystemTime;
 
 use rustix::fs::{FlockOperation, flock};
-use rustix::io::Errno;
+use rustix::io::retry_on_intr;
 
 use super::layout::{INDEX, USED};
 use crate::sys::lease;
@@ -53,11 +53,7 @@ pub(super) fn locked(path: &Path, how: FlockOperation) -> io::Result<Option<File
             Err(e) if e.kind() == io::ErrorKind::NotADirectory => return Ok(None),
             Err(e) => return Err(e),
         };
-        match flock(&file, how) {
-            Ok(()) => {}
-            Err(Errno::INTR) => continue,
-            Err(e) => return Err(e.into()),
-        }
+        retry_on_intr(|| flock(&file, how))?;
         if is_at(&file, path)? {
             return Ok(Some(file));
         }

@@ -1,12 +1,13 @@
 //! An image of the store that is ready to be opened.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::hold::Hold;
-use super::layout::{BLOB_DIGEST, CONFIG, INDEX, Layout, SIDE};
+use super::layout::{BLOB_DIGEST, INDEX, Layout, SIDE};
 use super::lock::Lock;
 use super::record::{BlobPlace, ImageJson, Source};
 use super::tar::TarFile;
@@ -97,10 +98,13 @@ impl Image {
         let Some(record) = ImageJson::read(&entry) else {
             return Err(StoreError::Record { image: own });
         };
-        // All layers first, also those of which the index needs nothing: the image is whole or it is not.
+        // All layers first, also those of which the index needs nothing: the image is whole or it
+        // is not.
+        let mut layers = BTreeMap::new();
         for layer in &record.layers {
-            blob_file(layout.blob(&layer.diff_id), layer.len)
+            let file = blob_file(layout.blob(&layer.diff_id), layer.len)
                 .map_err(|e| e.of_layer(own, layer.diff_id))?;
+            layers.insert(layer.diff_id, file);
         }
         let index = |what: String| StoreError::Index { image: own, what };
         match fs::metadata(entry.join(INDEX)) {
@@ -112,9 +116,10 @@ impl Image {
             Err(e) => return Err(StoreError::io(&entry.join(INDEX))(e)),
         }
         let blob = |(place, len): (&BlobPlace, u64)| match place {
-            BlobPlace::Layer(diff_id) => {
-                blob_file(layout.blob(diff_id), len).map_err(|e| e.of_layer(own, *diff_id))
-            }
+            BlobPlace::Layer(diff_id) => match layers.get(diff_id) {
+                Some(file) if file.identity.len == len => Ok(file.clone()),
+                _ => blob_file(layout.blob(diff_id), len).map_err(|e| e.of_layer(own, *diff_id)),
+            },
             BlobPlace::Side => blob_file(entry.join(SIDE), len)
                 .map_err(|e| index(format!("has a side blob that {}", e.what()))),
             BlobPlace::Tar => Err(index("is one of a local tar".to_owned())),
@@ -173,19 +178,6 @@ impl Image {
     #[must_use]
     pub fn record(&self) -> &ImageJson {
         &self.record
-    }
-
-    /// The configuration of the image as its makers wrote it, if it has one: JSON.
-    ///
-    /// # Errors
-    /// [`StoreError::Io`].
-    pub fn config_json(&self) -> Result<Option<Vec<u8>>, StoreError> {
-        let path = self.dir.join(CONFIG);
-        match fs::read(&path) {
-            Ok(bytes) => Ok(Some(bytes)),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(StoreError::io(&path)(e)),
-        }
     }
 
     /// Whether the image is known to be each of `aliases`, too.
@@ -248,7 +240,7 @@ impl Image {
     ///
     /// # Errors
     /// [`StoreError::Io`].
-    pub fn index_digest(&self, progress: OnProgress<'_>) -> Result<Digest, StoreError> {
+    pub(super) fn index_digest(&self, progress: OnProgress<'_>) -> Result<Digest, StoreError> {
         let path = self.index_path();
         let io = StoreError::io(&path);
         hash::file(&File::open(&path).map_err(&io)?, progress).map_err(&io)
@@ -260,11 +252,10 @@ impl Image {
     /// [`StoreError::Index`], [`StoreError::Io`].
     pub fn check_index(&self, progress: OnProgress<'_>) -> Result<(), StoreError> {
         let now = self.index_digest(progress)?;
-        let published = self.record.index.digest;
-        if now == published {
+        if now == self.record.index.digest {
             return Ok(());
         }
-        let what = format!("is damaged: its digest is {now}, it was published with {published}");
+        let what = self.record.index.damage(&now);
         match self.record.digest {
             Some(image) => Err(StoreError::Index { image, what }),
             None => Err(StoreError::Io {

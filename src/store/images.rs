@@ -1,16 +1,18 @@
 //! Images by digest: publishing, finding, listing.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Write};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::blob::Blob;
 use super::build::{self, counts, create, index_record, now, write_records};
 use super::image::{self, Image};
-use super::layout::{CONFIG, FORMAT, INDEX, SIDE, USED};
-use super::links::leads_to;
+use super::layout::{
+    CONFIG, FORMAT, INDEX, RECORD, SIDE, USED, allocated, entry_allocated, list, name_of,
+};
+use super::links::{leads_to, links_in};
 use super::lock::Lock;
 use super::record::{BlobPlace, BlobRecord, ImageJson, LayerRecord, Source};
 use super::{ImageName, OnProgress, Store, StoreError, publish};
@@ -107,7 +109,7 @@ impl Store {
             let len = len_of(&place)?;
             Ok(BlobRecord { place, len })
         });
-        let made: io::Result<ImageJson> = (|| {
+        let made = || {
             Ok(ImageJson {
                 format: FORMAT,
                 tarnfs: env!("CARGO_PKG_VERSION").to_owned(),
@@ -123,8 +125,8 @@ impl Store {
                 index: index_record(&index)?,
                 blobs: blobs.collect::<io::Result<_>>()?,
             })
-        })();
-        let record = made.map_err(failed)?;
+        };
+        let record = made().map_err(failed)?;
         write_records(&temp, &record).map_err(failed)?;
         if let Some(config) = new.config_json {
             create(&temp.join(CONFIG))
@@ -157,7 +159,7 @@ impl Store {
         if !new.is_empty() {
             record.aliases.extend(new);
             // Holders of the old record have the entry still; the next one locks the new.
-            let path = entry.join(super::layout::RECORD);
+            let path = entry.join(RECORD);
             record
                 .bytes()
                 .and_then(|bytes| publish::file(lock.0.work(), &path, &bytes))
@@ -237,21 +239,9 @@ impl Store {
 
     /// All digests in `images/sha256`, aliases included.
     fn entries(&self) -> Result<Vec<Digest>, StoreError> {
-        let dir = self.layout.images();
-        let io = StoreError::io(&dir);
-        let entries = match fs::read_dir(&dir) {
-            Ok(entries) => entries,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(e) => return Err(io(e)),
-        };
-        let mut all = Vec::new();
-        for entry in entries {
-            let name = entry.map_err(&io)?.file_name();
-            if let Some(digest) = name.to_str().and_then(|hex| Digest::from_hex(hex).ok()) {
-                all.push(digest);
-            }
-        }
-        Ok(all)
+        let digest = |path: &PathBuf| Digest::from_hex(name_of(path)?).ok();
+        let all = list(&self.layout.images())?;
+        Ok(all.iter().filter_map(digest).collect())
     }
 
     /// The own digests of all images, sorted.
@@ -275,6 +265,12 @@ impl Store {
         links_in(&self.layout.sources())
     }
 
+    /// image.json of the image `own`; `None` where it cannot be read.
+    #[must_use]
+    pub fn record(&self, own: &Digest) -> Option<ImageJson> {
+        ImageJson::read(&self.layout.image(own))
+    }
+
     /// All images, the one used last first.
     ///
     /// # Errors
@@ -285,12 +281,13 @@ impl Store {
         for digest in self.own_digests()? {
             let entry = self.layout.image(&digest);
             let of = names.iter().filter(|(_, of)| *of == digest);
+            let bytes = entry_allocated(&entry);
             all.push(Listed {
                 digest,
                 names: of.map(|(name, _)| name.clone()).collect(),
                 record: ImageJson::read(&entry),
-                bytes: allocated(&entry),
-                own_bytes: allocated(&entry),
+                bytes,
+                own_bytes: bytes,
                 used: used(&entry),
             });
         }
@@ -301,7 +298,7 @@ impl Store {
 
     /// Adds the layers to the sizes of images.
     fn add_layers(&self, images: &mut [Listed]) {
-        let mut users: std::collections::BTreeMap<Digest, usize> = Default::default();
+        let mut users: BTreeMap<Digest, usize> = BTreeMap::new();
         for listed in images.iter() {
             for layer in layers_of(listed.record.as_ref()) {
                 *users.entry(layer).or_default() += 1;
@@ -309,7 +306,7 @@ impl Store {
         }
         for listed in images {
             for layer in layers_of(listed.record.as_ref()) {
-                let bytes = fs::metadata(self.layout.blob(&layer)).map_or(0, |m| m.blocks() * 512);
+                let bytes = allocated(&self.layout.blob(&layer)).unwrap_or(0);
                 listed.bytes += bytes;
                 if users.get(&layer) == Some(&1) {
                     listed.own_bytes += bytes;
@@ -338,23 +335,6 @@ impl Store {
     }
 }
 
-fn links_in(dir: &Path) -> Result<Vec<(PathBuf, Digest)>, StoreError> {
-    let io = StoreError::io(dir);
-    let entries = match fs::read_dir(dir) {
-        Ok(entries) => entries,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(e) => return Err(io(e)),
-    };
-    let mut links = Vec::new();
-    for entry in entries {
-        let link = entry.map_err(&io)?.path();
-        if let Some(own) = leads_to(&link) {
-            links.push((link, own));
-        }
-    }
-    Ok(links)
-}
-
 fn source_key(source: &str) -> String {
     let mut hash = Hasher::new();
     hash.update(b"tarnfs source 1\0");
@@ -379,23 +359,11 @@ fn record_of(blob: &Blob) -> LayerRecord {
     }
 }
 
-/// Bytes that the files of an entry take on the disk.
-pub(super) fn allocated(entry: &Path) -> u64 {
-    let Ok(files) = fs::read_dir(entry) else {
-        return 0;
-    };
-    files
-        .flatten()
-        .filter_map(|file| file.metadata().ok())
-        .map(|m| m.blocks() * 512)
-        .sum()
-}
-
 /// When an entry was used last, since the epoch.
 pub(super) fn used(entry: &Path) -> Duration {
     let at = |name: &str| fs::metadata(entry.join(name)).and_then(|m| m.modified());
     at(USED)
-        .or_else(|_| at(super::layout::RECORD))
+        .or_else(|_| at(RECORD))
         .ok()
         .and_then(|t: SystemTime| t.duration_since(UNIX_EPOCH).ok())
         .unwrap_or_default()

@@ -1,5 +1,8 @@
 //! Where everything lies in the store's directory.
 
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use super::{StoreError, publish};
@@ -90,22 +93,51 @@ impl Layout {
     }
 }
 
+/// What lies in the directory `dir` of a store; nothing where there is no such directory yet.
+pub(super) fn list(dir: &Path) -> Result<Vec<PathBuf>, StoreError> {
+    let io = StoreError::io(dir);
+    match fs::read_dir(dir) {
+        Ok(entries) => entries
+            .map(|entry| Ok(entry.map_err(&io)?.path()))
+            .collect(),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(e) => Err(io(e)),
+    }
+}
+
+/// The last part of a path, where it is text.
+pub(super) fn name_of(path: &Path) -> Option<&str> {
+    path.file_name()?.to_str()
+}
+
+/// Bytes that the file at `path` takes on the disk, if it is there.
+pub(super) fn allocated(path: &Path) -> Option<u64> {
+    // Of st_blocks the unit is 512 bytes, whatever the filesystem's is (inode(7)).
+    fs::symlink_metadata(path).ok().map(|m| m.blocks() * 512)
+}
+
+/// Bytes that the files of the entry `dir` take on the disk.
+pub(super) fn entry_allocated(dir: &Path) -> u64 {
+    let files = list(dir).unwrap_or_default();
+    files.iter().filter_map(|file| allocated(file)).sum()
+}
+
 /// Makes `dir` and its parents for their owner alone: names of files may be as private as their
 /// content. They are on disk before anything in them is.
-fn private_dir(dir: &Path) -> std::io::Result<()> {
+fn private_dir(dir: &Path) -> io::Result<()> {
     use std::os::unix::fs::DirBuilderExt;
     if dir.is_dir() {
         return Ok(());
     }
     let new: Vec<&Path> = dir.ancestors().take_while(|dir| !dir.is_dir()).collect();
-    std::fs::DirBuilder::new()
+    fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
         .create(dir)?;
     new.into_iter()
         .try_for_each(|dir| match publish::sync_parent(dir) {
             // Who may write to a directory need not be able to open it.
-            Err(e) if e.kind() == std::io::ErrorKind::PermissionDenied => Ok(()),
+            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => Ok(()),
             other => other,
         })
 }

@@ -5,12 +5,12 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 
-use super::layout::Layout;
+use super::layout::{Layout, list};
 use super::lock::Lock;
 use super::{Store, StoreError, publish};
 use crate::digest::Digest;
@@ -20,21 +20,26 @@ pub(super) fn leads_to(link: &Path) -> Option<Digest> {
     Digest::from_hex(fs::read_link(link).ok()?.to_str()?).ok()
 }
 
+/// The links in `dir`, with what they lead to.
+pub(super) fn links_in(dir: &Path) -> Result<Vec<(PathBuf, Digest)>, StoreError> {
+    let link = |path: PathBuf| {
+        let own = leads_to(&path)?;
+        Some((path, own))
+    };
+    Ok(list(dir)?.into_iter().filter_map(link).collect())
+}
+
 /// The sole right to change what is in the directory of `path`, until it is dropped. Needs no room
 /// on the disk. Nobody waits for anything else while he has it. Where directories cannot be locked
 /// (NFS), nobody is kept out.
 pub(super) fn lock_dir_of(path: &Path) -> io::Result<File> {
     let dir = path.parent().unwrap_or(Path::new("."));
     let file = File::open(dir)?;
-    loop {
-        match flock(&file, FlockOperation::LockExclusive) {
-            Ok(()) => return Ok(file),
-            Err(Errno::INTR) => {}
-            Err(Errno::BADF | Errno::INVAL | Errno::NOLCK | Errno::NOTSUP | Errno::NOSYS) => {
-                return Ok(file);
-            }
-            Err(e) => return Err(e.into()),
+    match retry_on_intr(|| flock(&file, FlockOperation::LockExclusive)) {
+        Ok(()) | Err(Errno::BADF | Errno::INVAL | Errno::NOLCK | Errno::NOTSUP | Errno::NOSYS) => {
+            Ok(file)
         }
+        Err(e) => Err(e.into()),
     }
 }
 

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{FlockOperation, flock};
+use rustix::io::{Errno, retry_on_intr};
 
 use super::hold::is_at;
 use super::links::is_gone;
@@ -43,22 +44,18 @@ impl Lock {
         let mut told = false;
         loop {
             let file = open(&path).map_err(fail)?;
-            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => {}
-                Err(rustix::io::Errno::WOULDBLOCK) => {
+            let alone = |how| retry_on_intr(|| flock(&file, how));
+            match alone(FlockOperation::NonBlockingLockExclusive) {
+                Err(Errno::WOULDBLOCK) => {
                     if !told {
                         progress(Progress::Waiting);
                         told = true;
                     }
-                    match flock(&file, FlockOperation::LockExclusive) {
-                        Ok(()) => {}
-                        Err(rustix::io::Errno::INTR) => continue,
-                        Err(e) => return Err(fail(e.into())),
-                    }
+                    alone(FlockOperation::LockExclusive)
                 }
-                Err(rustix::io::Errno::INTR) => continue,
-                Err(e) => return Err(fail(e.into())),
+                done => done,
             }
+            .map_err(|e| fail(e.into()))?;
             // The one before may have removed the file while this one waited on it.
             if is_at(&file, &path).map_err(fail)? {
                 return Ok(Self {

@@ -6,11 +6,12 @@
 use std::fmt;
 use std::fs;
 use std::io;
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use super::hold::Hold;
-use super::layout::Layout;
-use super::links::{leads_to, unlink_lost};
+use super::layout::name_of;
+use super::links::{leads_to, links_in, unlink_lost};
 use super::{Store, StoreError, publish};
 use crate::digest::Digest;
 
@@ -117,7 +118,12 @@ impl Store {
     /// # Errors
     /// [`StoreError::Io`].
     pub fn names(&self) -> Result<Vec<(ImageName, Digest)>, StoreError> {
-        all(&self.layout)
+        let name =
+            |(link, own): (PathBuf, Digest)| Some((ImageName::of_file(name_of(&link)?)?, own));
+        let links = links_in(&self.layout.names())?;
+        let mut all: Vec<_> = links.into_iter().filter_map(name).collect();
+        all.sort();
+        Ok(all)
     }
 
     pub(super) fn no_image(&self, name: &str) -> StoreError {
@@ -126,28 +132,6 @@ impl Store {
             store: self.dir().to_owned(),
         }
     }
-}
-
-fn all(layout: &Layout) -> Result<Vec<(ImageName, Digest)>, StoreError> {
-    let dir = layout.names();
-    let io = StoreError::io(&dir);
-    let entries = match fs::read_dir(&dir) {
-        Ok(entries) => entries,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(e) => return Err(io(e)),
-    };
-    let mut all = Vec::new();
-    for entry in entries {
-        let entry = entry.map_err(&io)?;
-        let name = entry.file_name();
-        if let Some(name) = name.to_str().and_then(ImageName::of_file)
-            && let Some(digest) = leads_to(&entry.path())
-        {
-            all.push((name, digest));
-        }
-    }
-    all.sort();
-    Ok(all)
 }
 
 #[cfg(test)]

@@ -187,7 +187,6 @@ pub(super) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     PathBuf::from(name)
 }
 
-/// Makes a file unchangeable and has it on disk.
 /// Makes the file at `path` unchangeable and has it on disk.
 pub(super) fn seal_at(path: &Path) -> io::Result<()> {
     seal(&File::open(path)?)

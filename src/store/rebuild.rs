@@ -6,8 +6,8 @@ use std::io;
 use std::path::PathBuf;
 
 use super::blob::Blob;
-use super::layout::CONFIG;
-use super::record::{ImageJson, Source, config_of};
+use super::layout::{CONFIG, name_of};
+use super::record::{ImageJson, Source, config_of, diff_ids};
 use super::{Image, NewImage, Store, StoreError};
 use crate::digest::Digest;
 use crate::index::{self, Flat, Flattening};
@@ -51,9 +51,7 @@ impl Store {
             _ => {
                 let mut aliases = self.aliases()?;
                 aliases.retain(|(_, of)| of == own);
-                let digest = |(link, _): (PathBuf, Digest)| {
-                    Digest::from_hex(link.file_name()?.to_str()?).ok()
-                };
+                let digest = |(link, _): (PathBuf, Digest)| Digest::from_hex(name_of(&link)?).ok();
                 let aliases = aliases.into_iter().filter_map(digest).collect();
                 (UNKNOWN.to_owned(), aliases)
             }
@@ -90,20 +88,11 @@ impl Store {
     }
 }
 
-/// The layers that an image's configuration names (the OCI image specification's config.md,
-/// `rootfs.diff_ids`).
-fn diff_ids(json: &[u8]) -> Option<Vec<Digest>> {
-    let config: serde_json::Value = serde_json::from_slice(json).ok()?;
-    let ids = config.get("rootfs")?.get("diff_ids")?.as_array()?;
-    ids.iter().map(|id| id.as_str()?.parse().ok()).collect()
-}
-
 /// What layers are on top of each other.
 pub(super) fn flatten(layers: &[&Blob]) -> Result<Flat, index::IndexError> {
     let mut flattening = Flattening::new();
     for blob in layers {
-        let scan = index::scan_layer_file(blob.file(), blob.path(), &())?;
-        flattening.add(scan, blob.path())?;
+        flattening.add(blob.scan()?, blob.path())?;
     }
     flattening.finish()
 }

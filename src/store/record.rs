@@ -51,6 +51,14 @@ pub struct IndexRecord {
     pub digest: Digest,
 }
 
+impl IndexRecord {
+    /// What is wrong with an index whose digest is `has` now, another than that.
+    pub(super) fn damage(&self, has: &Digest) -> String {
+        let published = self.digest;
+        format!("is damaged: its digest is {has}, it was published with {published}")
+    }
+}
+
 /// Which file a blob of an index is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -160,12 +168,26 @@ impl Write for Bounded {
     }
 }
 
-/// `config` of an image's configuration (the OCI image specification's config.md).
+/// `config` of an image's configuration (the OCI image specification's config.md). Nothing else of
+/// it comes into memory.
 pub(crate) fn config_of(json: &[u8]) -> Option<serde_json::Value> {
-    /// Nothing else of it is kept in memory.
     #[derive(Deserialize)]
-    struct Whole {
+    struct Configuration {
         config: Option<serde_json::Value>,
     }
-    serde_json::from_slice::<Whole>(json).ok()?.config
+    serde_json::from_slice::<Configuration>(json).ok()?.config
+}
+
+/// The layers that an image's configuration names.
+pub(super) fn diff_ids(json: &[u8]) -> Option<Vec<Digest>> {
+    #[derive(Deserialize)]
+    struct Configuration {
+        rootfs: RootFs,
+    }
+    #[derive(Deserialize)]
+    struct RootFs {
+        diff_ids: Vec<Digest>,
+    }
+    let Configuration { rootfs } = serde_json::from_slice(json).ok()?;
+    Some(rootfs.diff_ids)
 }

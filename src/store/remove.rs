@@ -8,6 +8,7 @@ use super::blob;
 use super::hold::{self, Free};
 use super::image::own_digest;
 use super::images::layers_of;
+use super::layout::{allocated, entry_allocated};
 use super::links::unlink_lost;
 use super::record::ImageJson;
 use super::{Store, StoreError, lock, publish, roots};
@@ -134,13 +135,13 @@ impl Store {
     }
 
     pub(super) fn roots(&self) -> Result<Vec<roots::Root>, StoreError> {
-        roots::alive(&self.layout).map_err(StoreError::io(&self.layout.roots()))
+        roots::alive(&self.layout)
     }
 
     /// Removes the entry of an image, and all links to it but its names, if nobody uses it.
     pub(super) fn drop_entry(&self, own: &Digest) -> Result<Gone, StoreError> {
         let entry = self.layout.image(own);
-        let bytes = super::images::allocated(&entry);
+        let bytes = entry_allocated(&entry);
         let _alone = match hold::entry_alone(&entry) {
             Free::Yes(alone) => alone,
             Free::Gone => return Ok(Gone::Yes(0)),
@@ -187,12 +188,11 @@ impl Store {
         layer: &Digest,
         needed: &mut Needed,
     ) -> Result<Gone, StoreError> {
-        use std::os::unix::fs::MetadataExt;
         if let Some(why) = needed.by(self, layer)? {
             return Ok(Gone::No(why));
         }
         let path = self.layout.blob(layer);
-        let bytes = fs::symlink_metadata(&path).map_or(0, |m| m.blocks() * 512);
+        let bytes = allocated(&path).unwrap_or(0);
         let _alone = match blob::alone(&self.layout, layer) {
             Free::Yes(alone) => alone,
             Free::Gone => return Ok(Gone::Yes(0)),

@@ -7,7 +7,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::layout::Layout;
+use super::layout::{Layout, list, name_of};
 use super::links::{is_gone, lock_dir_of};
 use super::lock::Lock;
 use super::{Store, StoreError, publish};
@@ -50,32 +50,24 @@ fn key(own: &Digest, record: &Path) -> String {
 }
 
 /// The roots that are alive; those whose file is gone are removed.
-pub(super) fn alive(layout: &Layout) -> io::Result<Vec<Root>> {
-    let entries = match fs::read_dir(layout.roots()) {
-        Ok(entries) => entries,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(e) => return Err(e),
-    };
+pub(super) fn alive(layout: &Layout) -> Result<Vec<Root>, StoreError> {
     let mut alive = Vec::new();
-    for entry in entries {
-        let entry = entry?;
-        let name = entry.file_name();
-        let image = name
-            .to_str()
+    for link in list(&layout.roots())? {
+        let image = name_of(&link)
             .and_then(|name| name.split('-').next())
             .and_then(|hex| Digest::from_hex(hex).ok());
         let Some(image) = image else {
             continue;
         };
-        let link = entry.path();
+        let io = StoreError::io(&layout.roots());
         let record = match fs::read_link(&link) {
             Ok(record) => record,
             // Somebody else has removed it.
             Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
-            Err(e) => return Err(e),
+            Err(e) => return Err(io(e)),
         };
         // What cannot be seen may be there.
-        if is_gone(&record).unwrap_or(false) && bury(&link, &record)? {
+        if is_gone(&record).unwrap_or(false) && bury(&link, &record).map_err(io)? {
             continue;
         }
         alive.push(Root { image, record });

@@ -70,6 +70,17 @@ impl TarIdentity {
 }
 
 impl Store {
+    /// The image of the local tar at `tar`, where its index is in the store: nothing of the tar is
+    /// read.
+    ///
+    /// # Errors
+    /// [`StoreError::Tar`], [`StoreError::NotAFile`].
+    pub fn known_tar(&self, tar: &Path) -> Result<Option<Image>, StoreError> {
+        let source = TarFile::open(tar)?;
+        let entry = self.layout.tars().join(source.identity.key());
+        Ok(Image::of_tar(&self.layout, &entry, &source))
+    }
+
     /// The image of the local tar at `tar`: at once where its index is in the store, else the
     /// index is made first.
     ///

@@ -62,7 +62,7 @@ impl Store {
             ));
         }
         if images.is_none() {
-            let all = blob::all(&self.layout).map_err(StoreError::io(&self.layout.blobs()))?;
+            let all = blob::all(&self.layout)?;
             layers.extend(all.into_iter().map(|(layer, _)| layer));
         }
         let mut verdicts = Vec::new();
@@ -130,13 +130,10 @@ impl Store {
         let problem = match has {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Some("is missing".to_owned()),
             Err(e) => Some(format!("cannot be read: {e}")),
-            Ok(has) if has != record.index.digest => Some(format!(
-                "is damaged: its digest is {has}, it was published with {}",
-                record.index.digest
-            )),
+            Ok(has) if has != record.index.digest => Some(record.index.damage(&has)),
             // Of damaged layers nobody can make it anew, and another version makes another one.
             Ok(_) if !whole || record.tarnfs != env!("CARGO_PKG_VERSION") => None,
-            Ok(_) => self.rebuilt_problem(&entry, &record)?,
+            Ok(_) => self.rebuilt_problem(&own, &entry, &record)?,
         };
         say(Checked::Index(own), problem);
         Ok(())
@@ -145,11 +142,11 @@ impl Store {
     /// What differs in the index and the side blob when they are made once more.
     fn rebuilt_problem(
         &self,
+        own: &Digest,
         entry: &Path,
         record: &ImageJson,
     ) -> Result<Option<String>, StoreError> {
-        let own = record.digest.unwrap_or_else(|| Digest::of(b""));
-        let blobs = self.blobs_of(&own, record.layers.iter().map(|l| l.diff_id))?;
+        let blobs = self.blobs_of(own, record.layers.iter().map(|l| l.diff_id))?;
         let layers: Vec<&Blob> = blobs.iter().collect();
         let flat = match flatten(&layers) {
             Ok(flat) => flat,

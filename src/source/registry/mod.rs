@@ -128,6 +128,15 @@ pub struct Registry {
     worker: Arc<Worker>,
 }
 
+/// The whole name that `reference` stands for: `docker.io/library/debian:12`. Nothing is prepared for
+/// asking for it.
+///
+/// # Errors
+/// [`SourceError::Asked`]: no such names.
+pub fn canonical(reference: &str) -> Result<String, SourceError> {
+    Ok(Name::parse(reference)?.to_string())
+}
+
 impl Registry {
     /// Reads a name as [`docker` and `podman`](https://github.com/distribution/reference) write
     /// it, without `docker://`, and prepares to ask for it. Nothing is asked yet.
