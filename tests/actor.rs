@@ -203,7 +203,7 @@ fn writes_go_to_the_upper_and_a_private_one_goes() {
     assert_eq!(left(), 0);
     let out = room.run(&["--keep"], "echo x > /x");
     assert!(
-        text(&out.stderr).contains("store/actors/"),
+        text(&out.stderr).contains("store/runs/"),
         "{}",
         text(&out.stderr)
     );

@@ -1,8 +1,8 @@
 //! The private directory of an actor: its mount point, and its upper where none was given.
 //!
-//! `<store>/actors/run-*`, each with a locked file `lock` in it for as long as the actor lives. A
+//! `<store>/runs/run-*`, each with a locked file `lock` in it for as long as the actor lives. A
 //! process that is killed leaves its directory behind with the lock free, and [`sweep`] of a
-//! later one removes it. Creating and sweeping exclude each other through `<store>/actors/.lock`,
+//! later one removes it. Creating and sweeping exclude each other through `<store>/runs/.lock`,
 //! so that a directory is never seen without its lock.
 
 use std::fs::{self, DirBuilder, File};
@@ -33,23 +33,23 @@ impl Scratch {
     /// # Errors
     /// The system's.
     pub fn new(store: &Path, keep: bool) -> Result<Self, ActorError> {
-        let actors = store.join("actors");
+        let runs = store.join("runs");
         let failed =
             |path: &Path| ActorError::path("cannot make the actor's directory", path.to_owned());
         // A set-user-ID program in an upper is none of the host's users' business.
         DirBuilder::new()
             .recursive(true)
             .mode(0o700)
-            .create(&actors)
-            .map_err(failed(&actors))?;
-        let guard = lock_file(&actors.join(".lock")).map_err(failed(&actors))?;
+            .create(&runs)
+            .map_err(failed(&runs))?;
+        let guard = lock_file(&runs.join(".lock")).map_err(failed(&runs))?;
         rustix::fs::flock(&guard, FlockOperation::LockExclusive)
-            .map_err(|e| failed(&actors)(e.into()))?;
-        sweep_locked(&actors).map_err(ActorError::path("cannot clear leftovers below", &actors))?;
+            .map_err(|e| failed(&runs)(e.into()))?;
+        sweep_locked(&runs).map_err(ActorError::path("cannot clear leftovers below", &runs))?;
         let dir = tempfile::Builder::new()
             .prefix(PREFIX)
-            .tempdir_in(&actors)
-            .map_err(failed(&actors))?;
+            .tempdir_in(&runs)
+            .map_err(failed(&runs))?;
         let lock = lock_file(&dir.path().join("lock")).map_err(failed(dir.path()))?;
         rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive)
             .map_err(|e| failed(dir.path())(e.into()))?;
@@ -128,18 +128,18 @@ impl Drop for Scratch {
 /// # Errors
 /// The system's.
 pub fn sweep(store: &Path) -> Result<(), ActorError> {
-    let actors = store.join("actors");
-    if !actors.is_dir() {
+    let runs = store.join("runs");
+    if !runs.is_dir() {
         return Ok(());
     }
-    let failed = || ActorError::path("cannot clear leftovers below", &actors);
-    let guard = lock_file(&actors.join(".lock")).map_err(failed())?;
+    let failed = || ActorError::path("cannot clear leftovers below", &runs);
+    let guard = lock_file(&runs.join(".lock")).map_err(failed())?;
     rustix::fs::flock(&guard, FlockOperation::LockExclusive).map_err(|e| failed()(e.into()))?;
-    sweep_locked(&actors).map_err(failed())
+    sweep_locked(&runs).map_err(failed())
 }
 
-fn sweep_locked(actors: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(actors)? {
+fn sweep_locked(runs: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(runs)? {
         let entry = entry?;
         if !entry.file_name().to_string_lossy().starts_with(PREFIX) || !entry.file_type()?.is_dir()
         {
@@ -188,7 +188,7 @@ mod tests {
         let dead = Scratch::new(store.path(), false).unwrap();
         // As a kill would leave it: the directory there, the lock free.
         let dead_dir = dead.dir().to_owned();
-        let copy = store.path().join("actors/run-copy");
+        let copy = store.path().join("runs/run-copy");
         fs::create_dir_all(copy.join("upper/etc")).unwrap();
         fs::write(copy.join("upper/etc/passwd"), "x").unwrap();
         drop(dead);
@@ -206,8 +206,8 @@ mod tests {
         use std::os::unix::fs::PermissionsExt;
         let store = tempfile::tempdir().unwrap();
         let _live = Scratch::new(store.path(), false).unwrap();
-        let actors = fs::metadata(store.path().join("actors")).unwrap();
-        assert_eq!(actors.permissions().mode() & 0o7777, 0o700);
+        let runs = fs::metadata(store.path().join("runs")).unwrap();
+        assert_eq!(runs.permissions().mode() & 0o7777, 0o700);
     }
 
     #[test]

@@ -9,20 +9,19 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use tarnfs::lower::Lower;
 use tarnfs::mount::backing::Choice;
 use tarnfs::mount::{
     EngineChoice, MountError, MountOptions, RECORDING_KIB, Rights, Scratch, Server, Signals,
-    check_point, detach_from_terminal, engine_of, find_mount, kernel, prepare_process,
-    resolve_point, rights, state_dirs, wait_for_leaving,
+    check_point, detach_from_terminal, engine_of, find_mount, kernel, open_upper, prepare_process,
+    resolve_point, rights, state_dirs,
 };
 use tarnfs::overlay::{self, Overlay};
 use tarnfs::sys::mount::{MountAttrs, set_attrs};
 use tarnfs::sys::process::{Forked, Running, fork};
-use tarnfs::upper::{Upper, UpperError};
+use tarnfs::upper::Upper;
 
 use super::engine::EngineName;
 use super::image::ImageArg;
@@ -318,29 +317,6 @@ fn mount_options(plan: &Plan) -> MountOptions {
     options
 }
 
-/// How long a server may take to write out after umount(8).
-const LEAVING: Duration = Duration::from_secs(10);
-/// How long to try where nothing tells who has the upper.
-const UNKNOWN: Duration = Duration::from_secs(1);
-
-/// The upper, when the server that umount(8) has just sent away is done with it.
-fn open_upper(upper: &Path, work: &Path) -> Result<Upper, UpperError> {
-    let start = Instant::now();
-    let mut pause = Duration::from_millis(5);
-    loop {
-        match kernel::open_upper(&state_dirs(), upper, work) {
-            Err(UpperError::Busy(_))
-                if start.elapsed() < UNKNOWN && wait_for_leaving(&state_dirs(), upper, LEAVING) =>
-            {
-                // The kernel logs each time that it is asked.
-                std::thread::sleep(pause);
-                pause *= 2;
-            }
-            result => return result,
-        }
-    }
-}
-
 /// Refuses an image that whoever writes to its own mount would change.
 fn check_outside(image: &Path, dirs: &[&Path]) -> anyhow::Result<()> {
     let at = image.canonicalize();
@@ -387,7 +363,7 @@ fn open_overlay(plan: &Plan, lower: Lower) -> anyhow::Result<(Overlay, Option<Sc
             if let ImageArg::Tar(tar) = &plan.image {
                 check_outside(tar, &[upper, work])?;
             }
-            (open_upper(upper, work)?, None)
+            (open_upper(&state_dirs(), upper, work)?, None)
         }
         Writes::Tmpfs(size) => {
             let scratch = Scratch::tmpfs(*size)

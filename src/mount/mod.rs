@@ -20,6 +20,7 @@ mod scratch;
 mod server;
 mod signals;
 mod unmount;
+mod upper;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -34,6 +35,7 @@ pub use scratch::{Scratch, remove_private};
 pub use server::{Ended, Server};
 pub use signals::Signals;
 pub use unmount::{How, Unmounted, unmount};
+pub use upper::open_upper;
 
 pub use crate::fuse::{KeepAwake, Settings};
 use crate::sys::fuse::FuseParams;

@@ -354,6 +354,8 @@ pub fn unmount(target: &Path, lazy: bool) -> io::Result<()> {
 pub struct MountPoint {
     /// Number of the mount.
     pub id: u64,
+    /// Number of the mount on which it is mounted.
+    pub parent: u64,
     /// `st_dev`: major number.
     pub major: u32,
     /// `st_dev`: minor number; the connection's number for FUSE.
@@ -398,7 +400,7 @@ fn parse_line(line: &[u8]) -> Option<MountPoint> {
     let mut fields = line.split(|&c| c == b' ');
     let text = |field: &[u8]| String::from_utf8(field.to_vec()).ok();
     let id = text(fields.next()?)?.parse().ok()?;
-    let _parent = fields.next()?;
+    let parent = text(fields.next()?)?.parse().ok()?;
     let device = text(fields.next()?)?;
     let (major, minor) = device.split_once(':')?;
     let _root = fields.next()?;
@@ -408,6 +410,7 @@ fn parse_line(line: &[u8]) -> Option<MountPoint> {
     fields.by_ref().find(|field| *field == b"-")?;
     Some(MountPoint {
         id,
+        parent,
         major: major.parse().ok()?,
         minor: minor.parse().ok()?,
         path,
