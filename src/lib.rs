@@ -8,6 +8,7 @@ pub mod name;
 pub mod sys;
 
 pub mod actor;
+pub mod actors;
 pub mod compress;
 pub mod erofs;
 pub mod flatten;

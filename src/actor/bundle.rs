@@ -10,6 +10,8 @@
 //! ```
 //! Removing *never* touches a directory without that last file, nor an upper that was given.
 
+mod rootfs;
+
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -24,6 +26,8 @@ use super::spec::{self, Capabilities, IdMapping, Mount, Namespace, Net, Process,
 use super::{ActorError, inroot, mounts, run, users};
 use crate::mount::{How, MountError, find_mount, remove_private, unmount};
 use crate::upper::overlayfs_has;
+
+pub use rootfs::{equip, forget, make_rootfs};
 
 const RECORD: &str = "tarnfs-bundle.json";
 
@@ -50,7 +54,7 @@ pub struct Bundle {
 }
 
 /// What config.json is to say.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Config {
     /// The program.
     pub program: Program,

@@ -1,5 +1,6 @@
 //! The command line: parses, calls the library, prints. One file a command.
 
+mod actor;
 mod bench;
 mod bundle;
 mod cat;
@@ -82,6 +83,7 @@ enum Command {
     Mount(mount::Args),
     Umount(umount::Args),
     Run(run::Args),
+    Actor(actor::Args),
     Bundle(bundle::Args),
     Import(import::Args),
     Images(images::ListArgs),
@@ -137,13 +139,14 @@ fn report(error: anyhow::Error) -> ExitCode {
 }
 
 fn run(global: &Global, command: Command) -> anyhow::Result<ExitCode> {
-    // `mount` sees to its own log: its options may say where it goes.
-    if !matches!(command, Command::Mount(_)) {
+    // They see to their own log: `mount`'s options may say where it goes.
+    if !matches!(command, Command::Mount(_) | Command::Actor(_)) {
         logging::init(global)?;
     }
     match command {
         Command::Mount(args) => mount::run(global, args),
         Command::Umount(args) => umount::run(global, args),
+        Command::Actor(args) => actor::run(global, args),
         Command::Run(args) => run::run(global, args),
         Command::Bundle(args) => bundle::run(global, args),
         Command::Import(args) => import::run(global, args),

@@ -146,8 +146,11 @@ pub(crate) fn run(global: &Global, args: Args) -> anyhow::Result<ExitCode> {
     let plan = Plan::new(global, args)?;
     // Before anything is opened: the server has nothing of its caller's.
     if plan.in_background() {
-        return match start()? {
-            Forked::Parent(server) => await_ready(server),
+        return match start_server()? {
+            Forked::Parent(server) => Ok(match await_ready(server)? {
+                Waited::Ready => ExitCode::SUCCESS,
+                Waited::Failed(status) => status,
+            }),
             Forked::Child => mount(&plan),
         };
     }
@@ -209,8 +212,16 @@ pub(super) fn check(global: &Global, args: Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// What came of waiting for a server.
+pub(super) enum Waited {
+    /// Its mount can be used.
+    Ready,
+    /// It has failed, and said why.
+    Failed(ExitCode),
+}
+
 /// Starts the process that is to serve.
-fn start() -> anyhow::Result<Forked> {
+pub(super) fn start_server() -> anyhow::Result<Forked> {
     // Where /dev is empty the server cannot even be started; this says what matters.
     match std::fs::symlink_metadata("/dev/fuse") {
         Err(error) if error.kind() == ErrorKind::NotFound => {
@@ -224,21 +235,21 @@ fn start() -> anyhow::Result<Forked> {
 }
 
 /// Waits until what `server` mounts can be used or has failed.
-fn await_ready(server: Running) -> anyhow::Result<ExitCode> {
+pub(super) fn await_ready(server: Running) -> anyhow::Result<Waited> {
     let Running { output, child } = server;
     let mut said = Vec::new();
     File::from(output)
         .read_to_end(&mut said)
         .context("waiting for the server")?;
     if said == READY {
-        return Ok(ExitCode::SUCCESS);
+        return Ok(Waited::Ready);
     }
     // A server that ended before it was ready has said why, unless it was killed.
     match child.wait().context("waiting for the server")? {
         Some(signal) => {
             bail!("the server was killed by signal {signal} before the mount was ready")
         }
-        None => Ok(ExitCode::FAILURE),
+        None => Ok(Waited::Failed(ExitCode::FAILURE)),
     }
 }
 
@@ -282,7 +293,8 @@ fn open_image(plan: &Plan) -> anyhow::Result<Lower> {
     Ok(image.lower()?)
 }
 
-fn tell_ready() -> std::io::Result<()> {
+/// Tells whoever waits that the mount can be used, and goes on without him.
+pub(super) fn tell_ready() -> std::io::Result<()> {
     let mut out = std::io::stdout();
     out.write_all(READY)?;
     out.flush()?;

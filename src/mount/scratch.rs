@@ -78,7 +78,7 @@ impl Scratch {
     /// # Errors
     /// The system's; EPERM without CAP_SYS_ADMIN in the user namespace.
     pub fn tmpfs(size: Option<u64>) -> io::Result<Self> {
-        let mount = sys::mount::detached_tmpfs(size)?;
+        let mount = sys::mount::detached_tmpfs(size, None)?;
         let base = PathBuf::from(format!("/proc/self/fd/{}", mount.as_raw_fd()));
         let scratch = Self {
             base,

@@ -71,6 +71,11 @@ impl Layout {
         self.dir.join("roots")
     }
 
+    /// Actors: each has a link to its image in its directory.
+    pub(super) fn actors(&self) -> PathBuf {
+        self.dir.join("actors")
+    }
+
     /// What is being made.
     pub(super) fn tmp(&self) -> PathBuf {
         self.dir.join("tmp")

@@ -2,6 +2,8 @@
 //!
 //! A root is a link `roots/<key>` to a file elsewhere. As long as that file exists, or nobody can
 //! tell, the image that stands in the link's name is not collected; when it is gone, so is the root.
+//! An actor of the store is one by itself: the link `actors/<id>/image` leads to its image, and goes
+//! with the actor.
 
 use std::fs;
 use std::io;
@@ -72,7 +74,21 @@ pub(super) fn alive(layout: &Layout) -> Result<Vec<Root>, StoreError> {
         }
         alive.push(Root { image, record });
     }
+    of_actors(layout, &mut alive)?;
     Ok(alive)
+}
+
+/// The images of actors.
+fn of_actors(layout: &Layout, alive: &mut Vec<Root>) -> Result<(), StoreError> {
+    for actor in list(&layout.actors())? {
+        let image = fs::read_link(actor.join("image")).ok();
+        let image = image.as_deref().and_then(name_of);
+        if let Some(image) = image.and_then(|hex| Digest::from_hex(hex).ok()) {
+            let record = actor.join("actor.json");
+            alive.push(Root { image, record });
+        }
+    }
+    Ok(())
 }
 
 /// Removes the root `link`; false where its file has come back meanwhile.

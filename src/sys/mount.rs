@@ -229,17 +229,21 @@ pub fn device_minor(mount: BorrowedFd<'_>) -> io::Result<u32> {
     Ok(stat.stx_dev_minor)
 }
 
-/// A private tmpfs, attached nowhere. `size` is bytes; `None` is tmpfs' own half of the memory.
+/// A private tmpfs, attached nowhere, of so many bytes and inodes; `None` is tmpfs' own: half of the
+/// memory, and as many inodes as go with it (Documentation/filesystems/tmpfs.rst).
 ///
 /// # Errors
 /// The system's.
-pub fn detached_tmpfs(size: Option<u64>) -> io::Result<OwnedFd> {
+pub fn detached_tmpfs(size: Option<u64>, inodes: Option<u64>) -> io::Result<OwnedFd> {
     let mut params = vec![
         Param::String("source", "tarnfs".into()),
         Param::String("mode", "0700".into()),
     ];
     if let Some(size) = size {
         params.push(Param::String("size", size.to_string().into()));
+    }
+    if let Some(inodes) = inodes {
+        params.push(Param::String("nr_inodes", inodes.to_string().into()));
     }
     create_detached("tmpfs", &params, MountAttrs::default(), || Ok(()))
 }

@@ -29,7 +29,7 @@ use rustix::io::Errno;
 
 use crate::sys::fs;
 use found::Bears;
-use markers::Namespace;
+use markers::{ImageId, Namespace};
 pub use overlayfs::{end_volatile, overlayfs_has};
 
 /// Why an upper directory cannot be used.
@@ -194,6 +194,14 @@ impl Upper {
     #[must_use]
     pub fn root(&self) -> BorrowedFd<'_> {
         self.root.as_fd()
+    }
+
+    /// Whether its root was copied from another image than that of `fingerprint`
+    /// ([`crate::lower::Lower::fingerprint`]). One that nothing tells of is of none.
+    #[must_use]
+    pub fn is_of_other(&self, fingerprint: u64) -> bool {
+        let image = self.namespace.image(self.root());
+        matches!(image, Ok(Some(image)) if image != ImageId(fingerprint))
     }
 
     /// The directory that was given as `work`.

@@ -120,7 +120,7 @@ fn inside(pipe: i32) -> anyhow::Result<()> {
     .context("mounting /proc")?;
     // The servers in here write down process numbers that mean nothing outside.
     std::fs::create_dir_all(STATE).with_context(|| format!("making {STATE}"))?;
-    let state = detached_tmpfs(Some(64 << 20)).context("a tmpfs for state files")?;
+    let state = detached_tmpfs(Some(64 << 20), None).context("a tmpfs for state files")?;
     attach(state.as_fd(), Path::new(STATE)).with_context(|| format!("mounting on {STATE}"))
 }
 

@@ -281,7 +281,7 @@ impl Mount {
             if name == "proc" {
                 rustix::mount::mount_bind("/proc", &at).context("binding /proc")?;
             } else {
-                let tmpfs = detached_tmpfs(Some(1 << 20)).context("a tmpfs for /dev")?;
+                let tmpfs = detached_tmpfs(Some(1 << 20), None).context("a tmpfs for /dev")?;
                 attach(tmpfs.as_fd(), &at)?;
                 device_nodes(&at)?;
             }

@@ -1,0 +1,101 @@
+//! Why something could not be done with an actor.
+
+use std::io;
+use std::path::PathBuf;
+
+use super::Id;
+use crate::actor::ActorError;
+use crate::lower::OpenError;
+use crate::mount::MountError;
+use crate::overlay;
+use crate::store::StoreError;
+use crate::upper::UpperError;
+
+/// Why something could not be done with an actor. Each says what to do.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A text that cannot be an id.
+    #[error(
+        "{0:?}: an actor's id is 1 to 128 letters, digits, \".\", \"_\" and \"-\", and begins with \
+         a letter or a digit"
+    )]
+    BadId(String),
+    /// No such actor.
+    #[error("there is no actor {0} (`tarnfs actor list` shows which there are)")]
+    Unknown(Id),
+    /// There is one, made otherwise.
+    #[error(
+        "there is an actor {id} already, with another {what}; give another id, or destroy it first"
+    )]
+    Exists {
+        /// The actor.
+        id: Id,
+        /// In what it differs.
+        what: &'static str,
+    },
+    /// Its record cannot be read.
+    #[error(
+        "actor {id}: its record is damaged: {why} (`tarnfs actor destroy {id}` clears it away)"
+    )]
+    Damaged {
+        /// The actor.
+        id: Id,
+        /// What is wrong.
+        why: String,
+    },
+    /// What the actor wrote belongs to another image.
+    #[error("{upper}: holds what was written on another image; give another upper directory")]
+    OtherImage {
+        /// The upper directory.
+        upper: PathBuf,
+    },
+    /// It is still used where it cannot be unmounted from here.
+    #[error(
+        "actor {0}: still in use by a container in another mount namespace, or by an open file; \
+         end that, or cut it off (--force)"
+    )]
+    InUse(Id),
+    /// What was asked for makes no sense or cannot be had; the text says it all.
+    #[error("{0}")]
+    Refused(String),
+    /// The system refused an operation on a path.
+    #[error("{what} {}: {source}", path.display())]
+    Path {
+        /// What was tried, as in "cannot make".
+        what: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// The system's error.
+        source: io::Error,
+    },
+    /// The image.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The image cannot be opened.
+    #[error(transparent)]
+    Image(#[from] OpenError),
+    /// The upper directory.
+    #[error(transparent)]
+    Upper(#[from] UpperError),
+    /// The filesystem.
+    #[error(transparent)]
+    Overlay(#[from] overlay::Error),
+    /// The mount.
+    #[error(transparent)]
+    Mount(#[from] MountError),
+    /// The bundle.
+    #[error("{}", crate::actor::in_one_line(.0))]
+    Bundle(#[from] ActorError),
+}
+
+impl Error {
+    /// For `map_err`.
+    pub(super) fn path<P: Into<PathBuf>>(
+        what: &'static str,
+        path: P,
+    ) -> impl FnOnce(io::Error) -> Self + use<P> {
+        let path = path.into();
+        move |source| Self::Path { what, path, source }
+    }
+}

@@ -1,0 +1,84 @@
+//! Back to the image: what was written goes.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::Path;
+
+use super::place::Locked;
+use super::record::UpperKind;
+use super::state::{self, State};
+use super::stop::Stop;
+use super::{Actor, Error};
+use crate::mount::find_mount;
+use crate::mount::remove_private;
+use crate::sys;
+
+impl Actor {
+    /// Stops the actor and removes all that it has written; gives whether it was mounted. Nothing
+    /// is mounted afterwards.
+    ///
+    /// # Errors
+    /// Those of [`Actor::stop`]; the system's, after which the next call goes on with it.
+    pub fn reset(&self, how: Stop) -> Result<bool, Error> {
+        let locked = self.lock()?;
+        let was = matches!(state::look(&self.place)?.state, State::Mounted);
+        self.stop_locked(&locked, how)?;
+        let wipe = self.place.wipe();
+        File::create(&wipe).map_err(Error::path("cannot make", &wipe))?;
+        self.finish_wipe(&locked)?;
+        Ok(was)
+    }
+
+    /// Goes on with a reset that was broken off.
+    pub(super) fn finish_wipe(&self, _locked: &Locked) -> Result<(), Error> {
+        let wipe = self.place.wipe();
+        if !wipe.exists() {
+            return Ok(());
+        }
+        let failed = |path: &Path| Error::path("cannot clear", path.to_owned());
+        if self.record.make.upper == UpperKind::Tmpfs {
+            self.drop_tmpfs()?;
+        } else {
+            let (upper, work) = self.writes();
+            for dir in [upper, work] {
+                empty(&dir).map_err(failed(&dir))?;
+            }
+        }
+        remove_file(&self.place.server()).map_err(failed(&self.place.server()))?;
+        remove_file(&wipe).map_err(failed(&wipe))
+    }
+
+    /// Takes the actor's tmpfs away, and what is in it.
+    pub(super) fn drop_tmpfs(&self) -> Result<(), Error> {
+        let mem = self.place.mem();
+        let failed = || Error::path("cannot unmount", &mem);
+        while find_mount(&mem).map_err(failed())?.is_some() {
+            sys::mount::unmount(&mem, true).map_err(failed())?;
+        }
+        Ok(())
+    }
+}
+
+/// Removes what is in a directory; the directory itself may be a mount point, or another's.
+fn empty(dir: &Path) -> io::Result<()> {
+    let entries = match fs::read_dir(dir) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
+    for entry in entries {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            remove_private(&entry.path())?;
+        } else {
+            remove_file(&entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+fn remove_file(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}

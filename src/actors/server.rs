@@ -1,0 +1,216 @@
+//! The server of an actor's root filesystem: one process for each.
+
+use std::fs::DirBuilder;
+use std::os::fd::AsFd;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::place::{self, Locked};
+use super::record::UpperKind;
+use super::state::{self, Serves, State};
+use super::stop::Stop;
+use super::{Actor, Error};
+use crate::actor::bundle;
+use crate::lower::Lower;
+use crate::mount::backing::Choice;
+use crate::mount::{
+    MountOptions, Rights, Server, Signals, check_point, find_mount, open_upper, prepare_process,
+    rights, state_dirs,
+};
+use crate::overlay::{self, Overlay};
+use crate::sys;
+use crate::upper::Upper;
+
+/// How long a server that was sent away may take to end before a new one begins.
+const LEAVING: Duration = Duration::from_secs(10);
+
+/// What came of a start.
+#[derive(Debug)]
+pub enum Start {
+    /// It is mounted already.
+    Already,
+    /// It is mounted, and this process is to serve it now.
+    Ready(Box<Serving>),
+}
+
+/// An actor's mount that this process serves.
+#[derive(Debug)]
+pub struct Serving {
+    actor: Actor,
+    server: Server,
+    serves: Serves,
+    rights: Option<Rights>,
+    signals: Signals,
+    /// Nobody else changes the actor until its caller knows that it is ready.
+    locked: Locked,
+}
+
+impl Actor {
+    /// Mounts the root filesystem, in this process, which is to do nothing else from then on than
+    /// [`Serving::serve`] it: a panic or a kill takes only this actor down. What an earlier server
+    /// has left is cleared and finished first.
+    ///
+    /// The process must have one thread, and nothing open that its caller had.
+    ///
+    /// # Errors
+    /// [`Error`]; then nothing is mounted.
+    pub fn start(&self) -> Result<Start, Error> {
+        let locked = self.lock()?;
+        let seen = state::look(&self.place)?;
+        match seen.state {
+            State::Mounted => return Ok(Start::Already),
+            State::Stale => self.clear_stale(&seen)?,
+            State::Detached => self.stop_locked(
+                &locked,
+                Stop {
+                    wait: LEAVING,
+                    ..Stop::default()
+                },
+            )?,
+            State::Created | State::Stopped => {}
+        }
+        self.finish_wipe(&locked)?;
+        let lower = self.image()?.lower()?;
+        let (upper, work) = self.make_writes()?;
+        let point = self.make_point(&[&upper, &work])?;
+        prepare_process().map_err(Error::path("cannot prepare the server of", &self.place.dir))?;
+        // Before there is a second thread.
+        let rights = rights::needed().then(Rights::acquire).transpose()?;
+        let overlay = self.open_overlay(lower, &upper, &work)?;
+        let serves = Serves::begin(&self.place)?;
+        let signals =
+            Signals::install().map_err(Error::path("cannot catch signals for", &self.place.dir))?;
+        let options = self.mount_options(&upper, &work);
+        let server = Server::start(Arc::new(overlay), &point, &options)?;
+        Ok(Start::Ready(Box::new(Serving {
+            actor: self.clone(),
+            server,
+            serves,
+            rights,
+            signals,
+            locked,
+        })))
+    }
+
+    /// The directories for what is written, made if they are missing.
+    fn make_writes(&self) -> Result<(PathBuf, PathBuf), Error> {
+        let (upper, work) = self.writes();
+        let make = &self.record.make;
+        match make.upper {
+            UpperKind::Tmpfs => self.mount_tmpfs()?,
+            UpperKind::Disk | UpperKind::Dir { .. } => {}
+        }
+        for (dir, mode) in [(&upper, 0o755), (&work, 0o700)] {
+            place::make_dir(dir, mode).map_err(Error::path("cannot make", dir))?;
+        }
+        Ok((upper, work))
+    }
+
+    /// The actor's tmpfs, if it is not there already: it is not the server's, whose end it
+    /// outlives.
+    fn mount_tmpfs(&self) -> Result<(), Error> {
+        let mem = self.place.mem();
+        let failed = || Error::path("cannot mount a tmpfs on", &mem);
+        if find_mount(&mem).map_err(failed())?.is_some() {
+            return Ok(());
+        }
+        place::make_dir(&mem, 0o700).map_err(failed())?;
+        let make = &self.record.make;
+        let tmpfs = sys::mount::detached_tmpfs(make.size, make.inodes).map_err(failed())?;
+        sys::mount::attach(tmpfs.as_fd(), &mem).map_err(failed())
+    }
+
+    /// Where to mount, made if it is missing.
+    fn make_point(&self, own: &[&Path]) -> Result<PathBuf, Error> {
+        let point = self.point();
+        if let Some(bundle) = &self.record.make.bundle {
+            bundle::make_rootfs(&bundle.dir, &self.bundle_record())?;
+        } else if !point.exists() {
+            // So that it goes with the actor.
+            let made = self.place.made_point();
+            if self.record.make.point.is_some() {
+                std::fs::File::create(&made).map_err(Error::path("cannot make", &made))?;
+            }
+            DirBuilder::new()
+                .recursive(true)
+                .mode(0o755)
+                .create(&point)
+                .map_err(Error::path("cannot make", &point))?;
+        }
+        if let Some(found) =
+            find_mount(&point).map_err(Error::path("cannot look for a mount at", &point))?
+        {
+            return Err(Error::Refused(format!(
+                "{}: in use as a mount point ({}); unmount that first",
+                point.display(),
+                found.fs_type
+            )));
+        }
+        Ok(check_point(&point, own)?)
+    }
+
+    fn open_overlay(&self, lower: Lower, upper: &Path, work: &Path) -> Result<Overlay, Error> {
+        let opened: Upper = open_upper(&state_dirs(), upper, work)?;
+        // Its own upper has never been on another.
+        let foreign = matches!(self.record.make.upper, UpperKind::Dir { .. });
+        if foreign && opened.is_of_other(lower.fingerprint()) {
+            return Err(Error::OtherImage {
+                upper: upper.to_owned(),
+            });
+        }
+        let me = (
+            rustix::process::geteuid().as_raw(),
+            rustix::process::getegid().as_raw(),
+        );
+        let options = overlay::Options {
+            // A tmpfs has nothing to sync.
+            volatile: self.record.make.upper == UpperKind::Tmpfs,
+            squash: (me.0 != 0).then_some(me),
+            ..overlay::Options::default()
+        };
+        Ok(Overlay::with_upper(lower, opened, options)?)
+    }
+
+    fn mount_options(&self, upper: &Path, work: &Path) -> MountOptions {
+        let mut options = MountOptions::new(state::source(&self.place));
+        options.fuse.allow_other = rustix::process::geteuid().is_root();
+        options.serving = self.record.make.serving.settings();
+        options.state_dirs = state_dirs();
+        options.image_dirs = state_dirs();
+        options.backing = Choice::of_environment();
+        options.upper = Some(upper.to_owned());
+        options.work = Some(work.to_owned());
+        options
+    }
+}
+
+impl Serving {
+    /// Takes the mount off again: its caller does not want it.
+    ///
+    /// # Errors
+    /// [`Error::Mount`].
+    pub fn cancel(self) -> Result<(), Error> {
+        drop(self.server.cancel()?);
+        self.serves.ended();
+        Ok(())
+    }
+
+    /// Serves until the mount is gone, or a signal asks for the end.
+    ///
+    /// # Errors
+    /// [`Error::Mount`]: the connection failed, or what was written last may be lost.
+    pub fn serve(self) -> Result<(), Error> {
+        drop(self.locked);
+        // Beside the first requests: nobody waits for it.
+        if let Err(error) = self.actor.place.sync() {
+            tracing::warn!("{}: {error}", self.actor.place.dir.display());
+        }
+        let ended = self.server.serve(self.signals)?;
+        drop(self.rights);
+        self.serves.ended();
+        drop(ended);
+        Ok(())
+    }
+}

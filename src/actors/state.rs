@@ -1,0 +1,187 @@
+//! What has become of an actor, as the kernel tells it: its locks and mountinfo. Nothing here asks
+//! a mount anything, so nobody hangs on a dead server.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::{Errno, retry_on_intr};
+use serde::{Deserialize, Serialize};
+
+use super::Error;
+use super::place::Place;
+use crate::mount::FS_TYPE;
+use crate::sys::mount::{MountPoint, mounts};
+
+/// What has become of an actor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// Never started, or not since it was reset.
+    Created,
+    /// Its root filesystem is mounted and served.
+    Mounted,
+    /// Its mount is there and its server is dead: the next call clears it.
+    Stale,
+    /// Its mount is gone from here, and its server goes on for those who still use it: a container
+    /// in another mount namespace, an open file.
+    Detached,
+    /// It was started, and is not mounted.
+    Stopped,
+}
+
+impl State {
+    /// The state in one word.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Created => "created",
+            Self::Mounted => "mounted",
+            Self::Stale => "stale",
+            Self::Detached => "detached",
+            Self::Stopped => "stopped",
+        }
+    }
+}
+
+/// The last server of an actor (`server` in its directory).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServerRecord {
+    /// Its process, in its own PID namespace.
+    pub pid: u32,
+    /// Seconds since the epoch when it began.
+    pub started: u64,
+    /// The same when it had ended in good order: everything is in the upper.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub ended: Option<u64>,
+}
+
+/// What is seen of an actor from outside.
+#[derive(Debug, Clone)]
+pub struct Seen {
+    /// Its state.
+    pub state: State,
+    /// Its last server, if it was started.
+    pub server: Option<ServerRecord>,
+    /// Its mounts in this mount namespace, oldest first.
+    pub mounts: Vec<MountPoint>,
+}
+
+/// Looks at the actor in `place`.
+pub(super) fn look(place: &Place) -> Result<Seen, Error> {
+    let failed = Error::path("cannot read", "/proc/self/mountinfo");
+    let all = mounts().map_err(failed)?;
+    look_in(place, &all)
+}
+
+/// [`look`], where mountinfo was read already.
+pub(super) fn look_in(place: &Place, all: &[MountPoint]) -> Result<Seen, Error> {
+    let (server, alive) = server(place)?;
+    let mounts: Vec<_> = all.iter().filter(|m| is_of(m, place)).cloned().collect();
+    let state = match (&server, alive, mounts.is_empty()) {
+        (_, true, false) => State::Mounted,
+        (_, false, false) => State::Stale,
+        (_, true, true) => State::Detached,
+        (Some(_), false, true) => State::Stopped,
+        (None, false, true) => State::Created,
+    };
+    Ok(Seen {
+        state,
+        server,
+        mounts,
+    })
+}
+
+/// What the mount of an actor shows as its source: its directory, which no other actor has.
+pub(super) fn source(place: &Place) -> PathBuf {
+    place.dir.clone()
+}
+
+fn is_of(mount: &MountPoint, place: &Place) -> bool {
+    mount.fs_type == FS_TYPE && Path::new(&mount.source) == place.dir
+}
+
+/// The last server, and whether it lives.
+fn server(place: &Place) -> Result<(Option<ServerRecord>, bool), Error> {
+    let path = place.server();
+    let failed = || Error::path("cannot read", &path);
+    let file = match File::open(&path) {
+        Ok(file) => file,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok((None, false)),
+        Err(e) => return Err(failed()(e)),
+    };
+    let alive = match flock(&file, FlockOperation::NonBlockingLockShared) {
+        Ok(()) => false,
+        Err(Errno::WOULDBLOCK) => true,
+        Err(e) => return Err(failed()(e.into())),
+    };
+    // Written whole before it is locked; else who was killed had not begun to serve.
+    let text = fs::read(&path).map_err(failed())?;
+    Ok((serde_json::from_slice(&text).ok(), alive))
+}
+
+/// Waits until the actor's server has ended; false when it has not within `timeout`.
+pub(super) fn wait(place: &Place, timeout: Duration) -> bool {
+    let Ok(file) = File::open(place.server()) else {
+        return true;
+    };
+    if flock(&file, FlockOperation::NonBlockingLockShared).is_ok() {
+        return true;
+    }
+    let (done, ended) = mpsc::channel();
+    std::thread::spawn(move || {
+        let locked = retry_on_intr(|| flock(&file, FlockOperation::LockShared));
+        // Nobody listens any more after the timeout.
+        done.send(locked.is_ok()).unwrap_or(());
+    });
+    matches!(ended.recv_timeout(timeout), Ok(true))
+}
+
+/// This process as the actor's server, until it is dropped.
+#[derive(Debug)]
+pub(super) struct Serves {
+    path: PathBuf,
+    record: ServerRecord,
+    _locked: File,
+}
+
+impl Serves {
+    /// Begins; the caller has the actor locked, and no server lives.
+    pub(super) fn begin(place: &Place) -> Result<Self, Error> {
+        let path = place.server();
+        let failed = || Error::path("cannot write", &path);
+        let record = ServerRecord {
+            pid: std::process::id(),
+            started: super::now(),
+            ended: None,
+        };
+        let mut temp = tempfile::NamedTempFile::new_in(&place.dir).map_err(failed())?;
+        flock(&temp, FlockOperation::LockExclusive).map_err(|e| failed()(e.into()))?;
+        write(&mut temp, &record).map_err(failed())?;
+        let locked = temp.persist(&path).map_err(|e| failed()(e.error))?;
+        Ok(Self {
+            path,
+            record,
+            _locked: locked,
+        })
+    }
+
+    /// Notes that all that was written is in the upper.
+    pub(super) fn ended(mut self) {
+        self.record.ended = Some(super::now());
+        // In the file itself, which is the one that is locked. Tidiness: who reads half of it knows
+        // no more than that a server was there.
+        if let Ok(mut file) = File::options().write(true).open(&self.path) {
+            write(&mut file, &self.record).ok();
+        }
+    }
+}
+
+fn write(to: &mut impl Write, record: &ServerRecord) -> io::Result<()> {
+    let mut text = serde_json::to_vec(record)?;
+    text.push(b'\n');
+    to.write_all(&text)
+}
