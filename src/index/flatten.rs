@@ -7,9 +7,11 @@
 //! - A symbolic link that a lower layer has where a layer implies a directory is followed in the
 //!   image's root. What the layer has there comes after all else of it.
 //!
-//! Invariants: the same layers give the same tree; a layer costs as much as the directories that
-//! it touches. What it never does: read a tar.
+//! Invariants: the same layers give the same tree, also where the lower ones come out of their
+//! index ([`Flattening::of_index`]); a layer costs as much as the directories that it touches.
+//! What it never does: read a tar.
 
+mod indexed;
 mod merged;
 mod paths;
 mod write;
@@ -17,6 +19,7 @@ mod write;
 use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 
+pub use self::indexed::IndexedLayer;
 use self::merged::{Merged, Put};
 use self::paths::{Asker, Paths};
 pub use self::write::{LayerBlob, write_layers};

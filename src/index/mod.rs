@@ -23,7 +23,7 @@ use crate::erofs::writer::{self, BlobSpec, WriteError};
 use crate::tar::{Entry, Problem, ReadAt, Reader, Stream, TarError};
 use builder::Builder;
 use extents::{SideCopy, SidePlan};
-pub use flatten::{Flat, Flattening, LayerBlob, LayerCopy, write_layers};
+pub use flatten::{Flat, Flattening, IndexedLayer, LayerBlob, LayerCopy, write_layers};
 pub use layer::{Layer, scan_layer, scan_layer_file};
 use misfit::{Fault, Misfit};
 use tree::Tree;

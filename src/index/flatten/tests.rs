@@ -3,6 +3,7 @@ use crate::index::builder::tests::check;
 use crate::index::{scan_layer, scan_source};
 use crate::tar::testing::{Raw, Tar};
 
+mod indexed;
 mod links;
 mod model;
 mod size;
