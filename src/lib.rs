@@ -20,6 +20,7 @@ pub mod mount;
 pub mod overlay;
 pub mod prefetch;
 pub mod source;
+pub mod stack;
 pub mod store;
 pub mod tar;
 pub mod upper;

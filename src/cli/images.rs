@@ -6,7 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use indicatif::HumanBytes;
 use serde_json::{Value, json};
-use tarnfs::store::{ImageName, Listed, Source, StoreError};
+use tarnfs::store::{ImageName, Listed, StoreError};
 
 use super::{Global, image, print};
 
@@ -99,10 +99,7 @@ fn ago(seconds: u64) -> String {
 
 fn object(image: &Listed) -> Value {
     let record = image.record.as_ref();
-    let from = record.and_then(|record| match &record.source {
-        Source::Import { from } => Some(from.as_str()),
-        Source::Tar { .. } => None,
-    });
+    let from = record.and_then(|record| record.source.told());
     json!({
         "digest": image.digest,
         "names": image.names.iter().map(ImageName::as_str).collect::<Vec<_>>(),

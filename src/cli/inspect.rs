@@ -203,7 +203,7 @@ fn object(
     index.insert("bytes".into(), stats.index_len.into());
     index.insert("sha256".into(), digests.map(|d| d.index.hex()).into());
     let mut object = Map::new();
-    if let Source::Import { from } = &record.source {
+    if let Some(from) = record.source.told() {
         object.insert("digest".into(), json!(record.digest));
         let tags: Vec<_> = tags.iter().map(ImageName::as_str).collect();
         object.insert("tags".into(), json!(tags));
@@ -254,7 +254,7 @@ fn imported(record: &ImageJson, tags: &[ImageName], out: &mut dyn Write) -> std:
         let title = if i == 0 { "image" } else { "" };
         writeln!(out, "{title:<11} {digest}")?;
     }
-    if let Source::Import { from } = &record.source {
+    if let Some(from) = record.source.told() {
         writeln!(out, "from        {}", print::escape(from.as_bytes()))?;
     }
     for (i, layer) in record.layers.iter().enumerate() {

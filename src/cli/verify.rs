@@ -180,8 +180,12 @@ const NOBODY_KNOWS: &str = "nobody knows where it came from; import it again, or
 /// Imports an image once more from where it came from.
 fn again(store: &Store, image: &Digest, sources: &Sources) -> anyhow::Result<()> {
     let record = store.record(image).context(NOBODY_KNOWS)?;
-    let Source::Import { from } = &record.source else {
-        anyhow::bail!("it is a local tar");
+    let from = match &record.source {
+        Source::Import { from } => from,
+        Source::Made { of, .. } => anyhow::bail!(
+            "it was made here, of {of}: import it from where it was exported to, or remove it"
+        ),
+        Source::Tar { .. } => anyhow::bail!("it is a local tar"),
     };
     if from == UNKNOWN {
         anyhow::bail!(NOBODY_KNOWS);

@@ -13,7 +13,7 @@ use super::{Cost, Event, Imported, Options, Watch};
 use crate::digest::Digest;
 use crate::index::{self, Flat, Flattening};
 use crate::source::{Layer, Manifest, Platform, Source};
-use crate::store::{Blob, ImageLock, NewImage, Store, StoreError, config_of};
+use crate::store::{Blob, ImageLock, NewImage, Source as Origin, Store, StoreError, config_of};
 
 /// Takes the image of `source`, which people call `from`, into the store; where it is there
 /// already, only what it is known by is noted.
@@ -54,7 +54,9 @@ pub fn image(
     let new = NewImage {
         digest: manifest.config,
         aliases,
-        from: from.to_owned(),
+        source: Origin::Import {
+            from: from.to_owned(),
+        },
         config_json: Some(&manifest.config_json),
         config: config_of(&manifest.config_json),
         layers: blobs.iter().map(|blob| &**blob).collect(),

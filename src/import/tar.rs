@@ -15,7 +15,7 @@ use super::pipe::{Of, Pipe};
 use super::{Event, Imported, Options, Watch};
 use crate::index::Flattening;
 use crate::index::tree::Tree;
-use crate::store::{NewImage, Store};
+use crate::store::{NewImage, Source, Store};
 
 /// The bytes of a tar, and how many they are, where that is known.
 pub struct Stream {
@@ -88,7 +88,9 @@ pub fn tar(
     let new = NewImage {
         digest,
         aliases: Vec::new(),
-        from: from.to_owned(),
+        source: Source::Import {
+            from: from.to_owned(),
+        },
         config_json: None,
         config: None,
         layers: vec![&blob],

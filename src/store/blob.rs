@@ -165,6 +165,14 @@ impl BlobWriter {
         self.len == 0
     }
 
+    /// What the headers of what was written say; errors call it `name`.
+    ///
+    /// # Errors
+    /// As of [`index::scan_layer_file`].
+    pub fn scan(&self, name: &Path) -> Result<index::Layer, IndexError> {
+        index::scan_layer_file(&self.file, name, &())
+    }
+
     /// The error of a write to it, in the store's words.
     #[must_use]
     pub fn failed(&self, error: io::Error) -> StoreError {

@@ -29,8 +29,8 @@ pub struct NewImage<'a> {
     pub digest: Digest,
     /// Digests of manifests and indexes that it is known by too.
     pub aliases: Vec<Digest>,
-    /// Where it came from.
-    pub from: String,
+    /// Where it came from; no local tar.
+    pub source: Source,
     /// Its configuration, as it came.
     pub config_json: Option<&'a [u8]>,
     /// `config` of it.
@@ -116,9 +116,7 @@ impl Store {
                 digest: Some(new.digest),
                 aliases: new.aliases.clone(),
                 created: now(),
-                source: Source::Import {
-                    from: new.from.clone(),
-                },
+                source: new.source.clone(),
                 config: new.config.clone(),
                 layers: new.layers.iter().map(|blob| record_of(blob)).collect(),
                 counts: counts(&fs::File::open(&index)?)?,

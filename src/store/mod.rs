@@ -25,6 +25,7 @@
 //! Never here: an environment variable (the command line passes directories in), output, where
 //! images come from (`import`).
 
+mod below;
 mod blob;
 mod build;
 mod error;

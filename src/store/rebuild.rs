@@ -42,18 +42,23 @@ impl Store {
                 None => return Err(lost()),
             },
         };
-        let (from, aliases) = match ImageJson::read(&entry) {
+        let (source, aliases) = match ImageJson::read(&entry) {
             Some(ImageJson {
-                source: Source::Import { from },
+                source: source @ (Source::Import { .. } | Source::Made { .. }),
                 aliases,
                 ..
-            }) => (from, aliases),
+            }) => (source, aliases),
             _ => {
                 let mut aliases = self.aliases()?;
                 aliases.retain(|(_, of)| of == own);
                 let digest = |(link, _): (PathBuf, Digest)| Digest::from_hex(name_of(&link)?).ok();
                 let aliases = aliases.into_iter().filter_map(digest).collect();
-                (UNKNOWN.to_owned(), aliases)
+                (
+                    Source::Import {
+                        from: UNKNOWN.to_owned(),
+                    },
+                    aliases,
+                )
             }
         };
         let blobs = self.blobs_of(own, layers)?;
@@ -62,7 +67,7 @@ impl Store {
         let new = NewImage {
             digest: *own,
             aliases,
-            from,
+            source,
             config: config_json.as_deref().and_then(config_of),
             config_json: config_json.as_deref(),
             layers,

@@ -29,6 +29,25 @@ pub enum Source {
         /// What it was, as `tarnfs import` takes it: `docker://…`, `oci:…`, a path.
         from: String,
     },
+    /// Made here, of another image of the store.
+    Made {
+        /// The own digest of that image, which may be gone by now.
+        of: Digest,
+        /// How: what its configuration's history says (`created_by`).
+        by: String,
+    },
+}
+
+impl Source {
+    /// What a person is told; `None` of a local tar, which has its own place.
+    #[must_use]
+    pub fn told(&self) -> Option<String> {
+        match self {
+            Self::Tar { .. } => None,
+            Self::Import { from } => Some(from.clone()),
+            Self::Made { of, by } => Some(format!("{by} (of {of})")),
+        }
+    }
 }
 
 /// What an image holds.
