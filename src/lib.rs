@@ -18,6 +18,7 @@ pub mod index;
 pub mod lower;
 pub mod mount;
 pub mod overlay;
+pub mod pack;
 pub mod prefetch;
 pub mod source;
 pub mod stack;

@@ -7,50 +7,24 @@
 //!
 //! What it never does: leave an entry out. What tar has no form for (a socket) is an error.
 
-mod acl;
-mod header;
-mod output;
-mod sink;
-mod sparse;
-
 #[cfg(test)]
 mod tests;
 
-pub use output::{Target, write_file};
+pub use crate::pack::{Align, OutputError, Target};
 
 use std::collections::HashMap;
 use std::io::{self, Write};
-use std::path::PathBuf;
-
-use ::tar::EntryType;
+use std::path::Path;
 
 use crate::digest::Digest;
-use crate::inode::{Attr, Kind, Time};
+use crate::inode::Kind;
 use crate::lower::{Lower, LowerError, Nid, Step};
+use crate::pack::header::{BLOCK, Entry, EntryType, Place};
+use crate::pack::output::NewFile;
+use crate::pack::sink::{NoMore, Sink};
+use crate::pack::sparse::Map;
+use crate::pack::{NO_SOCKETS, PATH_LEN_MAX, TOO_DEEP, TOO_LONG};
 use crate::tar::printable;
-
-use header::{Entry, ID_MAX, NUMBER_MAX, Place};
-use sink::Sink;
-use sparse::Map;
-
-/// The longest path that readers take (`PATH_MAX` without its NUL), bytes.
-const PATH_LEN_MAX: usize = 4095;
-
-/// A boundary for the data of files: a power of two, 512 bytes to 1 MiB.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Align(u64);
-
-impl Align {
-    /// As every tar has it: 512.
-    pub const BLOCK: Self = Self(header::BLOCK);
-
-    /// Multiples of `bytes`, where that can be asked for.
-    #[must_use]
-    pub fn new(bytes: u64) -> Option<Self> {
-        let good = bytes.is_power_of_two() && (header::BLOCK..=1 << 20).contains(&bytes);
-        good.then_some(Self(bytes))
-    }
-}
 
 /// How the tar is to be.
 #[derive(Debug, Clone)]
@@ -100,13 +74,14 @@ pub enum FlattenError {
     #[error("{0}")]
     Write(#[source] io::Error),
     /// The output file cannot be written.
-    #[error("{}: {source}", path.display())]
-    Output {
-        /// The file.
-        path: PathBuf,
-        /// The system's error.
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Output(#[from] OutputError),
+}
+
+impl From<NoMore> for FlattenError {
+    fn from(error: NoMore) -> Self {
+        Self::Write(error.0)
+    }
 }
 
 /// Told how many bytes of files are done, holes included, of how many (0: not known).
@@ -148,6 +123,26 @@ pub fn write(
     })
 }
 
+/// Writes the flattened tar of `lower` to the file `path`, in place of what regular file is there.
+///
+/// # Errors
+/// [`FlattenError`]; then nothing has changed.
+pub fn write_file(
+    lower: &Lower,
+    options: &Options,
+    path: &Path,
+    progress: OnProgress<'_>,
+) -> Result<Flattened, FlattenError> {
+    let fail = OutputError::of(path);
+    let mut file = NewFile::beside(path).map_err(&fail)?;
+    let made = write(lower, options, file.file(), progress).map_err(|error| match error {
+        FlattenError::Write(source) => fail(source).into(),
+        other => other,
+    })?;
+    file.publish().map_err(fail)?;
+    Ok(made)
+}
+
 /// A tar in the making.
 struct Writer<'a> {
     lower: &'a Lower,
@@ -176,17 +171,17 @@ impl Writer<'_> {
             ));
         }
         if path.len() > PATH_LEN_MAX {
-            return Err(bad("its path is longer than Linux allows (4095 bytes)"));
+            return Err(bad(TOO_DEEP));
         }
         self.entries += 1;
         if kind != Kind::Dir && attr.nlink > 1 {
             if let Some(first) = self.first.get(&nid) {
                 let link = Entry {
                     target: first,
-                    ..link(path, &attr)
+                    ..Entry::link(path, &attr)
                 };
                 let blocks = link.blocks(self.place(0)).map_err(|_| bad(TOO_LONG))?;
-                return self.out.put(&blocks);
+                return Ok(self.out.put(&blocks)?);
             }
             self.first.insert(nid, path.into());
         }
@@ -197,7 +192,7 @@ impl Writer<'_> {
             Kind::Char => EntryType::Char,
             Kind::Block => EntryType::Block,
             Kind::Fifo => EntryType::Fifo,
-            Kind::Socket => return Err(bad("is a socket, which a tar cannot hold")),
+            Kind::Socket => return Err(bad(NO_SOCKETS)),
         };
         let dir_name = match (attr.kind, path) {
             (Kind::Dir, b"") => b"./".to_vec(),
@@ -239,7 +234,7 @@ impl Writer<'_> {
         };
         let mut place = self.place(lead.len() as u64);
         if map.runs().is_empty() {
-            place.align = header::BLOCK;
+            place.align = BLOCK;
         }
         let blocks = entry.blocks(place).map_err(|_| bad(TOO_LONG))?;
         self.out.put(&blocks)?;
@@ -259,7 +254,7 @@ impl Writer<'_> {
     fn place(&self, lead: u64) -> Place {
         Place {
             at: self.out.len(),
-            align: self.options.align.0,
+            align: self.options.align.bytes(),
             lead,
         }
     }
@@ -274,7 +269,7 @@ impl Writer<'_> {
             progress,
             ..
         } = self;
-        out.fill(len, &mut |to, at| {
+        out.fill(len, |to, at| {
             // Compares the blob with what was indexed after each read.
             if lower.read(nid, offset + at, to)? != to.len() {
                 return Err(FlattenError::Entry {
@@ -286,32 +281,5 @@ impl Writer<'_> {
             progress(*done, *total);
             Ok(())
         })
-    }
-}
-
-const TOO_LONG: &str = "its extended attributes take more than the 16 MiB that readers take";
-
-/// A further name of an inode: what its header says of the inode is moot, since the first name's
-/// has said it, and stands there only as far as ustar can say it.
-fn link<'a>(path: &'a [u8], attr: &Attr) -> Entry<'a> {
-    let id = |id: u32| if id > ID_MAX { 0 } else { id };
-    Entry {
-        name: path,
-        kind: EntryType::Link,
-        target: b"",
-        perm: attr.perm,
-        uid: id(attr.uid),
-        gid: id(attr.gid),
-        mtime: Time {
-            sec: match u64::try_from(attr.mtime.sec) {
-                Ok(sec) if sec <= NUMBER_MAX => attr.mtime.sec,
-                _ => 0,
-            },
-            nsec: 0,
-        },
-        size: 0,
-        device: (0, 0),
-        xattrs: &[],
-        sparse: None,
     }
 }

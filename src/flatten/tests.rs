@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::index::tree::{Content, InodeId, ROOT, Tree};
 use crate::index::{build, scan_source};
-use crate::inode::Xattr;
+use crate::inode::{Time, Xattr};
 use crate::lower::{BlobFile, FileIdentity};
 use crate::tar::testing::{Raw, Tar};
 
@@ -399,11 +399,8 @@ fn an_output_is_there_whole_or_not_at_all() {
     );
     let nowhere = dir.join("nowhere");
     std::os::unix::fs::symlink("none", &nowhere).unwrap();
-    assert!(matches!(
-        Target::of(&nowhere),
-        Err(FlattenError::Output { .. })
-    ));
-    assert!(matches!(Target::of(dir), Err(FlattenError::Output { .. })));
+    assert!(matches!(Target::of(&nowhere), Err(OutputError { .. })));
+    assert!(matches!(Target::of(dir), Err(OutputError { .. })));
     assert!(matches!(
         Target::of(Path::new("/dev/null")),
         Ok(Target::Stream(_))

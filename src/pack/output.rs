@@ -1,4 +1,4 @@
-//! Where a flattened tar goes: a file that is there whole or not at all, or a stream.
+//! Where a tar goes: a file that is there whole or not at all, or a stream.
 //!
 //! A regular file is written without a name (`O_TMPFILE`), so that nothing is left of it whoever
 //! ends the process, synced, given a name beside the one it is to have, and renamed to that.
@@ -14,22 +14,40 @@ use std::path::{Path, PathBuf};
 use rustix::fs::RenameFlags;
 use rustix::io::Errno;
 
-use crate::lower::Lower;
 use crate::sys;
-
-use super::{FlattenError, Flattened, OnProgress, Options, write};
 
 /// Temporary names that are tried.
 const TRIES: u32 = 100;
 /// Of the new file, but for what umask(2) takes.
 const MODE: u32 = 0o666;
 
+/// The output file cannot be written.
+#[derive(Debug, thiserror::Error)]
+#[error("{}: {source}", path.display())]
+pub struct OutputError {
+    /// The file.
+    pub path: PathBuf,
+    /// The system's error.
+    pub source: io::Error,
+}
+
+impl OutputError {
+    /// For `map_err`.
+    pub(crate) fn of(path: &Path) -> impl Fn(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self {
+            path: path.clone(),
+            source,
+        }
+    }
+}
+
 /// What a path of an output file leads to.
 #[derive(Debug)]
 pub enum Target {
     /// A device, a pipe: to be written to as it is.
     Stream(File),
-    /// A regular file, to be made or replaced ([`write_file`]), never a symbolic link.
+    /// A regular file, to be made or replaced, never a symbolic link.
     File(PathBuf),
 }
 
@@ -37,12 +55,9 @@ impl Target {
     /// Finds out. A symbolic link to a regular file leads to that: the link stays.
     ///
     /// # Errors
-    /// [`FlattenError::Output`]: a directory, a symbolic link that leads nowhere, or the system's.
-    pub fn of(path: &Path) -> Result<Self, FlattenError> {
-        let fail = |source| FlattenError::Output {
-            path: path.to_owned(),
-            source,
-        };
+    /// A directory, a symbolic link that leads nowhere, or the system's.
+    pub fn of(path: &Path) -> Result<Self, OutputError> {
+        let fail = OutputError::of(path);
         match fs::metadata(path) {
             Ok(metadata) if metadata.is_dir() => Err(fail(io::ErrorKind::IsADirectory.into())),
             // /dev/stdout leads through /proc to a file that the caller holds open.
@@ -63,31 +78,9 @@ impl Target {
     }
 }
 
-/// Writes the flattened tar of `lower` to the file `path`, in place of what regular file is there.
-///
-/// # Errors
-/// [`FlattenError`]; then nothing has changed.
-pub fn write_file(
-    lower: &Lower,
-    options: &Options,
-    path: &Path,
-    progress: OnProgress<'_>,
-) -> Result<Flattened, FlattenError> {
-    let fail = |source| FlattenError::Output {
-        path: path.to_owned(),
-        source,
-    };
-    let mut file = NewFile::beside(path).map_err(fail)?;
-    let made = write(lower, options, &mut file.file, progress).map_err(|error| match error {
-        FlattenError::Write(source) => fail(source),
-        other => other,
-    })?;
-    file.publish().map_err(fail)?;
-    Ok(made)
-}
-
 /// A file that does not have its name yet.
-struct NewFile<'a> {
+#[derive(Debug)]
+pub(crate) struct NewFile<'a> {
     dir: File,
     name: &'a OsStr,
     file: File,
@@ -97,7 +90,7 @@ struct NewFile<'a> {
 
 impl<'a> NewFile<'a> {
     /// A file that is to be `path`.
-    fn beside(path: &'a Path) -> io::Result<Self> {
+    pub(crate) fn beside(path: &'a Path) -> io::Result<Self> {
         Self::make(path, |parent| {
             let unnamed = File::options()
                 .write(true)
@@ -130,8 +123,13 @@ impl<'a> NewFile<'a> {
         })
     }
 
+    /// The file, open for writing.
+    pub(crate) fn file(&mut self) -> &mut File {
+        &mut self.file
+    }
+
     /// Gives the file its name, for good.
-    fn publish(mut self) -> io::Result<()> {
+    pub(crate) fn publish(mut self) -> io::Result<()> {
         self.file.sync_all()?;
         let dir = self.dir.as_fd();
         let temp = match &self.temp {

@@ -5,18 +5,19 @@
 //! complains there, stand in GNU's `L` and `K` headers, which every reader takes as bytes.
 //! Records come in a fixed order.
 
-use ::tar::{EntryType, Header};
+pub(crate) use ::tar::EntryType;
+use ::tar::Header;
 
-use crate::inode::{Time, Xattr};
+use crate::inode::{Attr, Time, Xattr};
 
 use super::acl;
 
 /// Length of a tar block, bytes.
-pub(super) const BLOCK: u64 = crate::tar::BLOCK;
+pub(crate) const BLOCK: u64 = crate::tar::BLOCK;
 /// The largest id of a ustar header: seven octal digits.
-pub(super) const ID_MAX: u32 = 0o777_7777;
+const ID_MAX: u32 = 0o777_7777;
 /// The largest size and time of a ustar header: eleven octal digits.
-pub(super) const NUMBER_MAX: u64 = 0o777_7777_7777;
+const NUMBER_MAX: u64 = 0o777_7777_7777;
 /// The most bytes of extended headers that this crate's reader takes of an entry.
 const EXTENDED_MAX: u64 = 16 << 20;
 /// The longest extended header that libarchive and Go read.
@@ -26,43 +27,69 @@ const RECORD_MAX: u64 = 999_999;
 
 /// What an entry's headers say.
 #[derive(Debug)]
-pub(super) struct Entry<'a> {
+pub(crate) struct Entry<'a> {
     /// Path; a directory's with a slash behind it.
-    pub(super) name: &'a [u8],
-    pub(super) kind: EntryType,
+    pub(crate) name: &'a [u8],
+    pub(crate) kind: EntryType,
     /// Target of a symbolic or hard link.
-    pub(super) target: &'a [u8],
-    pub(super) perm: u16,
-    pub(super) uid: u32,
-    pub(super) gid: u32,
-    pub(super) mtime: Time,
+    pub(crate) target: &'a [u8],
+    pub(crate) perm: u16,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    pub(crate) mtime: Time,
     /// Bytes behind the headers.
-    pub(super) size: u64,
+    pub(crate) size: u64,
     /// (major, minor) of a device.
-    pub(super) device: (u32, u32),
-    pub(super) xattrs: &'a [Xattr],
+    pub(crate) device: (u32, u32),
+    pub(crate) xattrs: &'a [Xattr],
     /// The length of a sparse file, whose map (GNU format 1.0) is the beginning of its bytes.
-    pub(super) sparse: Option<u64>,
+    pub(crate) sparse: Option<u64>,
 }
 
 /// Where an entry's data are to begin.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Place {
+pub(crate) struct Place {
     /// Where the headers go, bytes from the tar's start, a multiple of 512.
-    pub(super) at: u64,
+    pub(crate) at: u64,
     /// The data's offset is to be a multiple of this, a power of two of at least 512.
-    pub(super) align: u64,
+    pub(crate) align: u64,
     /// What stands between headers and data: a sparse file's map, a multiple of 512 bytes.
-    pub(super) lead: u64,
+    pub(crate) lead: u64,
 }
 
 /// The attributes of an entry do not fit an extended header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct TooLong;
+pub(crate) struct TooLong;
 
-impl Entry<'_> {
+impl<'a> Entry<'a> {
+    /// A further name of an inode, its target yet to be given: what its header says of the inode
+    /// is moot, since the first name's has said it, and stands there only as far as ustar can say
+    /// it.
+    pub(crate) fn link(path: &'a [u8], attr: &Attr) -> Self {
+        let id = |id: u32| if id > ID_MAX { 0 } else { id };
+        Self {
+            name: path,
+            kind: EntryType::Link,
+            target: b"",
+            perm: attr.perm,
+            uid: id(attr.uid),
+            gid: id(attr.gid),
+            mtime: Time {
+                sec: match u64::try_from(attr.mtime.sec) {
+                    Ok(sec) if sec <= NUMBER_MAX => attr.mtime.sec,
+                    _ => 0,
+                },
+                nsec: 0,
+            },
+            size: 0,
+            device: (0, 0),
+            xattrs: &[],
+            sparse: None,
+        }
+    }
+
     /// The blocks of all headers.
-    pub(super) fn blocks(&self, place: Place) -> Result<Vec<u8>, TooLong> {
+    pub(crate) fn blocks(&self, place: Place) -> Result<Vec<u8>, TooLong> {
         let mut records = Vec::new();
         let mut long = Vec::new();
         let (prefix, name) = split(self.name).unwrap_or_else(|| {
@@ -212,7 +239,7 @@ fn escape(name: &[u8], key: &mut Vec<u8>) {
 }
 
 /// The `length key=value\n` of a pax header.
-pub(super) fn record(out: &mut Vec<u8>, key: &[u8], value: &[u8]) {
+fn record(out: &mut Vec<u8>, key: &[u8], value: &[u8]) {
     let rest = key.len() + value.len() + 3;
     let mut len = rest;
     // The length counts its own digits.
@@ -291,7 +318,7 @@ fn fixed(header: &mut Header, name: &str, kind: EntryType, size: u64) {
 }
 
 /// Zeros up to a whole block.
-pub(super) fn fill_block(out: &mut Vec<u8>) {
+pub(crate) fn fill_block(out: &mut Vec<u8>) {
     out.resize(out.len().next_multiple_of(512), 0);
 }
 

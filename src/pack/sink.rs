@@ -7,16 +7,15 @@ use std::io::{self, Write};
 
 use crate::digest::{Digest, Hasher};
 
-use super::FlattenError;
-
 /// What is written at once, bytes.
 const PIECE: usize = 1 << 20;
 
-/// Fills a piece in; told how many bytes are before it.
-type Fill<'f> = dyn FnMut(&mut [u8], u64) -> Result<(), FlattenError> + 'f;
+/// The output takes no more.
+#[derive(Debug)]
+pub(crate) struct NoMore(pub(crate) io::Error);
 
 /// Output that hashes.
-pub(super) struct Sink<'a> {
+pub(crate) struct Sink<'a> {
     out: &'a mut dyn Write,
     piece: Vec<u8>,
     /// Bytes of `piece` that are to be written.
@@ -27,7 +26,7 @@ pub(super) struct Sink<'a> {
 }
 
 impl<'a> Sink<'a> {
-    pub(super) fn new(out: &'a mut dyn Write) -> Self {
+    pub(crate) fn new(out: &'a mut dyn Write) -> Self {
         Self {
             out,
             piece: vec![0; PIECE],
@@ -38,14 +37,14 @@ impl<'a> Sink<'a> {
     }
 
     /// Bytes that were put in.
-    pub(super) fn len(&self) -> u64 {
+    pub(crate) fn len(&self) -> u64 {
         self.len
     }
 
     /// Puts `bytes` in.
-    pub(super) fn put(&mut self, bytes: &[u8]) -> Result<(), FlattenError> {
+    pub(crate) fn put(&mut self, bytes: &[u8]) -> Result<(), NoMore> {
         let mut rest = bytes;
-        self.fill(bytes.len() as u64, &mut |to, _| {
+        self.fill(bytes.len() as u64, |to, _| {
             let (now, behind) = rest.split_at_checked(to.len()).unwrap_or((rest, &[]));
             to.copy_from_slice(now);
             rest = behind;
@@ -54,16 +53,20 @@ impl<'a> Sink<'a> {
     }
 
     /// Puts zeros in up to a whole block.
-    pub(super) fn fill_block(&mut self) -> Result<(), FlattenError> {
+    pub(crate) fn fill_block(&mut self) -> Result<(), NoMore> {
         let rest = self.len.next_multiple_of(super::header::BLOCK) - self.len;
-        self.fill(rest, &mut |to, _| {
+        self.fill(rest, |to, _| {
             to.fill(0);
             Ok(())
         })
     }
 
     /// Puts `len` bytes in, which `read` fills in piece by piece.
-    pub(super) fn fill(&mut self, len: u64, read: &mut Fill<'_>) -> Result<(), FlattenError> {
+    pub(crate) fn fill<E: From<NoMore>>(
+        &mut self,
+        len: u64,
+        mut read: impl FnMut(&mut [u8], u64) -> Result<(), E>,
+    ) -> Result<(), E> {
         let mut done = 0;
         while done < len {
             let room = self.piece.get_mut(self.used..).unwrap_or_default();
@@ -74,24 +77,23 @@ impl<'a> Sink<'a> {
             self.len += want as u64;
             self.used += want;
             if self.used == self.piece.len() {
-                self.flush().map_err(FlattenError::Write)?;
+                self.flush()?;
             }
         }
         Ok(())
     }
 
-    fn flush(&mut self) -> io::Result<()> {
+    fn flush(&mut self) -> Result<(), NoMore> {
         let piece = self.piece.get(..self.used).unwrap_or_default();
         self.hasher.update(piece);
         self.used = 0;
-        self.out.write_all(piece)
+        self.out.write_all(piece).map_err(NoMore)
     }
 
     /// Writes what is left; gives the digest of all and its length.
-    pub(super) fn finish(mut self) -> Result<(Digest, u64), FlattenError> {
-        self.flush()
-            .and_then(|()| self.out.flush())
-            .map_err(FlattenError::Write)?;
+    pub(crate) fn finish(mut self) -> Result<(Digest, u64), NoMore> {
+        self.flush()?;
+        self.out.flush().map_err(NoMore)?;
         Ok((self.hasher.finish(), self.len))
     }
 }

@@ -22,7 +22,7 @@ const RUNS_MAX: usize = (1 << 20) - 1;
 
 /// The runs of data of a file, in order, apart from each other: (offset, length > 0).
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Map {
+pub(crate) struct Map {
     runs: Vec<(u64, u64)>,
     /// Shorter holes are data, since there are too many.
     least: u64,
@@ -30,7 +30,7 @@ pub(super) struct Map {
 
 impl Map {
     /// The map of regular file `nid`; `side` are the side blobs.
-    pub(super) fn of(lower: &Lower, nid: Nid, side: &[u16]) -> Result<Self, LowerError> {
+    pub(crate) fn of(lower: &Lower, nid: Nid, side: &[u16]) -> Result<Self, LowerError> {
         let mut map = Self::default();
         let mut at = 0;
         while let Some(extent) = lower.extent(nid, at)? {
@@ -48,24 +48,24 @@ impl Map {
     }
 
     /// Whether there is no hole in a file of `size` bytes.
-    pub(super) fn is_dense(&self, size: u64) -> bool {
+    pub(crate) fn is_dense(&self, size: u64) -> bool {
         size == 0 || self.runs == [(0, size)]
     }
 
     /// The runs.
-    pub(super) fn runs(&self) -> &[(u64, u64)] {
+    pub(crate) fn runs(&self) -> &[(u64, u64)] {
         &self.runs
     }
 
     /// Bytes of data.
-    pub(super) fn stored(&self) -> u64 {
+    pub(crate) fn stored(&self) -> u64 {
         self.runs.iter().map(|run| run.1).sum()
     }
 
     /// The map as it stands before the data of a file of `size` bytes, in whole blocks (GNU tar
     /// manual, "Storing Sparse Files", PAX format 1.0). Like GNU tar's it tells the end of a file
     /// that ends in a hole.
-    pub(super) fn text(&self, size: u64) -> Vec<u8> {
+    pub(crate) fn text(&self, size: u64) -> Vec<u8> {
         let end = self.runs.last().map_or(0, |(offset, len)| offset + len);
         let last = (end < size).then_some((size, 0));
         let count = self.runs.len() + usize::from(last.is_some());
