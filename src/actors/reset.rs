@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::os::fd::AsFd;
 use std::path::Path;
 
 use super::place::Locked;
@@ -12,6 +13,7 @@ use super::{Actor, Error};
 use crate::mount::find_mount;
 use crate::mount::remove_private;
 use crate::sys;
+use crate::upper::markers::mark_in;
 
 impl Actor {
     /// Stops the actor and removes all that it has written; gives whether it was mounted. Nothing
@@ -40,9 +42,10 @@ impl Actor {
             self.drop_tmpfs()?;
         } else {
             let (upper, work) = self.writes();
-            for dir in [upper, work] {
-                empty(&dir).map_err(failed(&dir))?;
+            for dir in [&upper, &work] {
+                empty(dir).map_err(failed(dir))?;
             }
+            unmark(&upper).map_err(failed(&upper))?;
         }
         remove_file(&self.place.server()).map_err(failed(&self.place.server()))?;
         remove_file(&wipe).map_err(failed(&wipe))
@@ -71,6 +74,20 @@ fn empty(dir: &Path) -> io::Result<()> {
             remove_private(&entry.path())?;
         } else {
             remove_file(&entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// Takes the marks off the upper's root, of which one tells on what image it was.
+fn unmark(upper: &Path) -> io::Result<()> {
+    let dir = match File::open(upper) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        dir => dir?,
+    };
+    for name in sys::fs::listxattr(dir.as_fd())? {
+        if mark_in(&name).is_some() {
+            sys::fs::removexattr(dir.as_fd(), &name)?;
         }
     }
     Ok(())

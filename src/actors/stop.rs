@@ -1,14 +1,20 @@
 //! The end of an actor's mount.
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
 
 use super::place::Locked;
 use super::state::{self, Seen, State};
 use super::{Actor, Error};
-use crate::mount::{How, MountError, unmount};
+use crate::mount::{How, MountError, find_mount, unmount};
 use crate::sys;
 use crate::sys::mount::{MountPoint, mounts};
+
+/// How long a server is asked to end before it is killed, and between two times.
+const URGED: Duration = Duration::from_secs(5);
+const BETWEEN: Duration = Duration::from_millis(100);
 
 /// How to stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,7 +61,7 @@ impl Actor {
     /// Takes away the mounts of a dead server, with all that is mounted below.
     pub(super) fn clear_stale(&self, seen: &Seen) -> Result<(), Error> {
         for mount in seen.mounts.iter().rev() {
-            detach(&mount.path)?;
+            detach_tree(mount)?;
         }
         Ok(())
     }
@@ -75,7 +81,7 @@ impl Actor {
             abort(mount)?;
         }
         if how.lazy || how.force {
-            return detach(&mount.path);
+            return detach_tree(mount);
         }
         // A runtime that was killed leaves what it had mounted below, or on top.
         for path in below(mount)? {
@@ -103,14 +109,39 @@ impl Actor {
     }
 
     fn wait_for_end(&self, seen: &Seen, how: Stop) -> Result<(), Error> {
-        if how.lazy || state::wait(&self.place, how.wait) {
+        if how.lazy {
             return Ok(());
         }
-        if let (true, Some(server)) = (how.force, &seen.server) {
-            // It cannot write what it has been asked to: its connection is aborted, so it will end.
-            tracing::warn!(pid = server.pid, "the server does not end");
+        if how.force
+            && let Some(server) = &seen.server
+        {
+            self.urge(server.pid);
         }
-        Err(Error::InUse(self.id().clone()))
+        match state::wait(&self.place, how.wait) {
+            true => Ok(()),
+            false => Err(Error::InUse(self.id().clone())),
+        }
+    }
+
+    /// Has the server end though its mount is used: by its own means, of which the second signal
+    /// is to cut its users off, else by force.
+    fn urge(&self, pid: u32) {
+        let until = Instant::now() + URGED;
+        while !state::wait(&self.place, BETWEEN) {
+            let signal = match Instant::now() < until {
+                true => Signal::TERM,
+                false => Signal::KILL,
+            };
+            // It is locked by that process, unless it is one of another PID namespace.
+            let name = std::fs::read_to_string(format!("/proc/{pid}/comm"));
+            let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+            let (Ok("tarnfs\n"), Some(pid)) = (name.as_deref(), pid) else {
+                return;
+            };
+            if kill_process(pid, signal).is_err() || signal == Signal::KILL {
+                return;
+            }
+        }
     }
 }
 
@@ -134,6 +165,18 @@ fn below(mount: &MountPoint) -> Result<Vec<std::path::PathBuf>, Error> {
     }
     paths.reverse();
     Ok(paths)
+}
+
+/// Takes a mount away with all that is below it, and what lies on top of it.
+fn detach_tree(mount: &MountPoint) -> Result<(), Error> {
+    loop {
+        let top = find_mount(&mount.path).map_err(Error::path("cannot look at", &mount.path))?;
+        match top {
+            None => return Ok(()),
+            Some(top) if top.id == mount.id => return detach(&mount.path),
+            Some(top) => detach(&top.path)?,
+        }
+    }
 }
 
 /// Takes a mount away with all that is below it; those who have it open keep it.

@@ -1,0 +1,454 @@
+//! The life of an actor: created, started, stopped, reset, destroyed, each twice; what a dead server
+//! and a runtime leave; bundles; bad input, which changes nothing.
+
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+
+mod common;
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use common::{Sandbox, assert_ok, can_mount, mounts_below, pack, text};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
+use serde_json::Value;
+
+/// A store with an image called `img`, and the actors on it.
+struct World {
+    sandbox: Sandbox,
+}
+
+impl World {
+    fn new() -> Self {
+        let sandbox = Sandbox::new();
+        let tree = sandbox.dir("tree");
+        fs::create_dir_all(tree.join("etc")).unwrap();
+        fs::create_dir_all(tree.join("bin")).unwrap();
+        fs::write(tree.join("etc/passwd"), "root:x:0:0::/root:/bin/sh\n").unwrap();
+        fs::write(tree.join("bin/sh"), "#!").unwrap();
+        ok("chmod", &["755", tree.join("bin/sh").to_str().unwrap()]);
+        fs::write(tree.join("file"), "of the image").unwrap();
+        pack(&tree, &sandbox.at("image.tar"), &[]);
+        let world = Self { sandbox };
+        let tar = world.sandbox.at("image.tar");
+        world
+            .sandbox
+            .tarnfs_ok(["import", "--name", "img", tar.to_str().unwrap()]);
+        world
+    }
+
+    fn actor(&self, args: &[&str]) -> String {
+        self.sandbox.tarnfs_ok([&["actor"], args].concat())
+    }
+
+    /// Must fail with one line that has `says` in it.
+    fn refused(&self, args: &[&str], says: &str) {
+        let output = self.sandbox.tarnfs([&["actor"], args].concat());
+        let said = text(&output.stderr);
+        assert!(!output.status.success(), "{args:?} succeeded");
+        assert!(said.contains(says), "{args:?}: {said}");
+        assert_eq!(said.trim_end().lines().count(), 1, "{args:?}: {said}");
+    }
+
+    fn start(&self, args: &[&str]) -> PathBuf {
+        PathBuf::from(self.actor(args).trim_end())
+    }
+
+    fn inspect(&self, id: &str) -> Value {
+        serde_json::from_str(&self.actor(&["inspect", id])).unwrap()
+    }
+
+    fn state(&self, id: &str) -> String {
+        self.inspect(id)["state"].as_str().unwrap().to_owned()
+    }
+
+    /// Kills the server of an actor, and waits until it is gone.
+    fn kill(&self, id: &str) {
+        let pid = self.inspect(id)["server"]["pid"].as_i64().unwrap();
+        let pid = Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+        let process = pidfd_open(pid, PidfdFlags::empty()).unwrap();
+        kill_process(pid, Signal::KILL).unwrap();
+        let mut polled = [rustix::event::PollFd::new(
+            &process,
+            rustix::event::PollFlags::IN,
+        )];
+        rustix::event::poll(&mut polled, None).unwrap();
+    }
+
+    fn store(&self) -> PathBuf {
+        self.sandbox.at("store")
+    }
+
+    /// Nothing is left of any actor.
+    fn assert_none(&self) {
+        let left: Vec<_> = fs::read_dir(self.store().join("actors"))
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .collect();
+        assert!(left.is_empty(), "{left:?}");
+        let mounts = mounts_below(self.sandbox.path());
+        assert!(mounts.is_empty(), "{mounts:?}");
+    }
+}
+
+fn ok(program: &str, args: &[&str]) {
+    common::ok(program, args);
+}
+
+fn read(path: impl AsRef<Path>) -> String {
+    fs::read_to_string(path).unwrap()
+}
+
+#[test]
+fn a_life_in_which_everything_is_said_twice() {
+    if !can_mount() {
+        return;
+    }
+    let world = World::new();
+    for _ in 0..2 {
+        world.actor(&["create", "a", "img"]);
+    }
+    assert_eq!(world.state("a"), "created");
+    let point = world.start(&["start", "a"]);
+    assert_eq!(world.start(&["start", "a"]), point);
+    assert_eq!(world.state("a"), "mounted");
+    assert_eq!(read(point.join("file")), "of the image");
+    fs::write(point.join("file"), "the actor's").unwrap();
+    for _ in 0..2 {
+        world.actor(&["stop", "a"]);
+        assert_eq!(world.state("a"), "stopped");
+    }
+    assert!(world.inspect("a")["server"]["ended"].is_u64());
+    assert!(mounts_below(world.sandbox.path()).is_empty());
+    world.actor(&["start", "a"]);
+    assert_eq!(read(point.join("file")), "the actor's");
+    // It goes on where it was.
+    world.actor(&["reset", "a"]);
+    assert_eq!(world.state("a"), "mounted");
+    assert_eq!(read(point.join("file")), "of the image");
+    world.actor(&["stop", "a"]);
+    for _ in 0..2 {
+        world.actor(&["reset", "a"]);
+        assert_eq!(world.state("a"), "created");
+    }
+    world.actor(&["create", "--start", "b", "img"]);
+    let listed: Value = serde_json::from_str(&world.actor(&["list", "--json"])).unwrap();
+    let ids: Vec<_> = listed
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|a| &a["id"])
+        .collect();
+    assert_eq!(ids, ["a", "b"]);
+    for _ in 0..2 {
+        world.actor(&["destroy", "a", "b"]);
+    }
+    world.assert_none();
+}
+
+#[test]
+fn what_a_dead_server_leaves_is_cleared_and_kept() {
+    if !can_mount() {
+        return;
+    }
+    let world = World::new();
+    for upper in ["disk", "tmpfs=8M"] {
+        let point = world.start(&["create", "--start", "--upper", upper, "a", "img"]);
+        fs::write(point.join("new"), "written").unwrap();
+        ok("sync", &[point.join("new").to_str().unwrap()]);
+        world.kill("a");
+        assert_eq!(world.state("a"), "stale");
+        // No command hangs on it, or needs it.
+        world.actor(&["list"]);
+        world.actor(&["start", "a"]);
+        assert_eq!(read(point.join("new")), "written", "{upper}");
+        world.kill("a");
+        world.actor(&["stop", "a"]);
+        assert_eq!(world.state("a"), "stopped");
+        world.actor(&["start", "a"]);
+        world.kill("a");
+        world.actor(&["reset", "a"]);
+        assert_eq!(world.state("a"), "created");
+        world.actor(&["start", "a"]);
+        assert!(!point.join("new").exists());
+        world.kill("a");
+        world.actor(&["destroy", "a"]);
+        world.assert_none();
+    }
+}
+
+#[test]
+fn mounts_that_a_runtime_leaves_are_taken_off() {
+    if !can_mount() {
+        return;
+    }
+    let world = World::new();
+    let point = world.start(&["create", "--start", "a", "img"]);
+    let host = world.sandbox.dir("host");
+    fs::write(host.join("precious"), "of the host").unwrap();
+    let at = |name: &str| point.join(name).to_str().unwrap().to_owned();
+    let mount = |dead: bool| {
+        fs::create_dir_all(at("etc/deep")).unwrap();
+        ok("mount", &["-t", "tmpfs", "x", &at("etc")]);
+        fs::create_dir(at("etc/deep")).unwrap();
+        ok(
+            "mount",
+            &["--bind", host.to_str().unwrap(), &at("etc/deep")],
+        );
+        // On top of all of it.
+        ok("mount", &["--bind", host.to_str().unwrap(), &at("")]);
+        if dead {
+            world.kill("a");
+        }
+    };
+    mount(false);
+    world.actor(&["stop", "a"]);
+    assert!(mounts_below(world.sandbox.path()).is_empty());
+    world.actor(&["start", "a"]);
+    mount(true);
+    world.actor(&["start", "a"]);
+    assert_eq!(read(point.join("file")), "of the image");
+    mount(false);
+    world.actor(&["destroy", "a"]);
+    assert_eq!(read(host.join("precious")), "of the host");
+    world.assert_none();
+}
+
+#[test]
+fn those_who_still_use_it() {
+    if !can_mount() {
+        return;
+    }
+    let world = World::new();
+    let point = world.start(&["create", "--start", "a", "img"]);
+    let open = fs::File::open(point.join("file")).unwrap();
+    world.refused(&["stop", "a"], "busy");
+    assert_eq!(world.state("a"), "mounted");
+    world.actor(&["stop", "--lazy", "a"]);
+    assert_eq!(world.state("a"), "detached");
+    // Whoever has it open is served.
+    let mut text = String::new();
+    std::io::Read::read_to_string(&mut &open, &mut text).unwrap();
+    assert_eq!(text, "of the image");
+    world.refused(&["stop", "--timeout", "0", "a"], "still in use");
+    drop(open);
+    world.actor(&["stop", "a"]);
+    assert_eq!(world.state("a"), "stopped");
+    world.actor(&["start", "a"]);
+    let _open = fs::File::open(point.join("file")).unwrap();
+    world.actor(&["destroy", "--force", "a"]);
+    world.assert_none();
+}
+
+#[test]
+fn uppers_of_the_callers_stay() {
+    if !can_mount() {
+        return;
+    }
+    let world = World::new();
+    let upper = world.sandbox.at("mine");
+    let shown = upper.to_str().unwrap();
+    let point = world.start(&["create", "--start", "--upper", shown, "a", "img"]);
+    fs::write(point.join("new"), "written").unwrap();
+    world.actor(&["destroy", "a"]);
+    assert_eq!(read(upper.join("new")), "written");
+    let point = world.start(&["create", "--start", "--upper", shown, "b", "img"]);
+    assert_eq!(read(point.join("new")), "written");
+    world.actor(&["destroy", "b"]);
+    // Not on another image.
+    fs::write(world.sandbox.at("tree/more"), "another image").unwrap();
+    pack(
+        &world.sandbox.at("tree"),
+        &world.sandbox.at("other.tar"),
+        &[],
+    );
+    let other = world.sandbox.at("other.tar");
+    world.actor(&["create", "--upper", shown, "c", other.to_str().unwrap()]);
+    world.refused(&["start", "c"], "another image");
+    assert_eq!(world.state("c"), "created");
+    world.actor(&["reset", "c"]);
+    let point = world.start(&["start", "c"]);
+    assert!(!point.join("new").exists());
+    world.actor(&["destroy", "c"]);
+    world.assert_none();
+}
+
+#[test]
+fn images_of_actors_are_not_collected() {
+    if !can_mount() {
+        return;
+    }
+    let world = World::new();
+    world.actor(&["create", "a", "img"]);
+    let gc = ["gc", "--all", "--min-age", "0"];
+    world.sandbox.tarnfs_ok(gc);
+    let point = world.start(&["start", "a"]);
+    assert_eq!(read(point.join("file")), "of the image");
+    world.actor(&["destroy", "a"]);
+    world.sandbox.tarnfs_ok(gc);
+    world.refused(&["create", "a", "img"], "img");
+}
+
+#[test]
+fn a_bundle_is_made_or_completed() {
+    if !can_mount() {
+        return;
+    }
+    let world = World::new();
+    let bundle = world.sandbox.at("bundle");
+    let shown = bundle.to_str().unwrap();
+    let point = world.start(&[
+        "create", "--start", "--bundle", shown, "a", "img", "--", "/bin/sh", "-c", "true",
+    ]);
+    assert_eq!(point, bundle.join("rootfs"));
+    let config: Value = serde_json::from_str(&read(bundle.join("config.json"))).unwrap();
+    assert_eq!(config["process"]["args"][0], "/bin/sh");
+    assert_eq!(config["root"]["path"], "rootfs");
+    assert!(point.join("etc/resolv.conf").is_file() && point.join("proc").is_dir());
+    world.actor(&["destroy", "a"]);
+    assert!(!bundle.exists());
+
+    // The caller's own stays his, and his image plants a link.
+    fs::create_dir(&bundle).unwrap();
+    let outside = world.sandbox.dir("outside");
+    let tree = world.sandbox.at("tree");
+    symlink(&outside, tree.join("run")).unwrap();
+    let inside = tree.join(outside.strip_prefix("/").unwrap());
+    fs::create_dir_all(inside).unwrap();
+    pack(&tree, &world.sandbox.at("links.tar"), &[]);
+    let mine = serde_json::json!({
+        "ociVersion": "1.0.2", "x": 7, "root": {"path": "/somewhere"},
+        "mounts": [{"destination": "/run/secrets/key", "type": "tmpfs", "source": "tmpfs"}],
+    });
+    fs::write(bundle.join("config.json"), mine.to_string()).unwrap();
+    let links = world.sandbox.at("links.tar");
+    world.actor(&[
+        "create",
+        "--start",
+        "--bundle",
+        shown,
+        "b",
+        links.to_str().unwrap(),
+    ]);
+    let config: Value = serde_json::from_str(&read(bundle.join("config.json"))).unwrap();
+    assert_eq!(
+        (&config["x"], &config["root"]["path"]),
+        (&7.into(), &"rootfs".into())
+    );
+    assert_eq!(fs::read_dir(&outside).unwrap().count(), 0);
+    world.actor(&["destroy", "b"]);
+    assert!(bundle.join("config.json").exists() && !bundle.join("rootfs").exists());
+    world.assert_none();
+}
+
+#[test]
+fn bad_input_changes_nothing() {
+    if !can_mount() {
+        return;
+    }
+    let world = World::new();
+    let at = |name: &str| world.sandbox.at(name).to_str().unwrap().to_owned();
+    for id in ["..", "a/b", "../a", ".a", "", "a b"] {
+        let output = world.sandbox.tarnfs(["actor", "create", id, "img"]);
+        assert!(!output.status.success(), "{id:?}");
+        assert!(text(&output.stderr).contains("an actor's id is"), "{id:?}");
+    }
+    for call in ["start", "stop", "reset", "inspect"] {
+        world.refused(&[call, "none"], "there is no actor none");
+    }
+    world.refused(&["create", "a", "no-such-image"], "no-such-image");
+    world.actor(&["create", "a", "img"]);
+    world.refused(
+        &["create", "--inodes", "7", "a", "img"],
+        "another number of inodes",
+    );
+    world.refused(&["create", "--upper", "tmpfs", "a", "img"], "another upper");
+    world.refused(&["create", "--upper", "tmpfs=1Q", "b", "img"], "1Q");
+    world.refused(&["create", "--work", "/w", "b", "img"], "--work");
+    world.refused(&["create", "--mount", "/proc", "b", "img"], "in use");
+    world.refused(
+        &["create", "--mount", &at("image.tar"), "b", "img"],
+        "not a directory",
+    );
+    world.refused(
+        &["create", "--upper", &at("image.tar"), "b", "img"],
+        "not a directory",
+    );
+    symlink("tree", world.sandbox.at("link")).unwrap();
+    world.refused(
+        &["create", "--bundle", &at("link"), "b", "img"],
+        "symbolic link",
+    );
+    world.refused(
+        &["create", "--mount", &at("link"), "b", "img"],
+        "symbolic link",
+    );
+    fs::create_dir(world.sandbox.at("full")).unwrap();
+    fs::write(world.sandbox.at("full/x"), "").unwrap();
+    world.actor(&["create", "--bundle", &at("full"), "b", "img"]);
+    world.refused(&["start", "b"], "not empty");
+    world.actor(&["destroy", "b"]);
+    assert_eq!(fs::read_dir(world.sandbox.at("full")).unwrap().count(), 1);
+
+    // A mount point that somebody takes after the actor was made.
+    let taken = world.sandbox.at("taken");
+    world.actor(&["create", "--mount", &at("taken"), "m", "img"]);
+    fs::create_dir(&taken).unwrap();
+    ok("mount", &["-t", "tmpfs", "x", &at("taken")]);
+    world.refused(&["start", "m"], "in use");
+    assert_eq!(world.state("m"), "created");
+    ok("umount", &[&at("taken")]);
+    world.actor(&["destroy", "m"]);
+    assert!(taken.exists(), "it was not made for the actor");
+
+    // An image that is gone.
+    let tar = world.sandbox.at("gone.tar");
+    fs::copy(world.sandbox.at("image.tar"), &tar).unwrap();
+    world.actor(&["create", "g", tar.to_str().unwrap()]);
+    fs::remove_file(&tar).unwrap();
+    world.refused(&["start", "g"], "gone.tar");
+    world.actor(&["destroy", "g"]);
+
+    // A record that is damaged: told, and no obstacle.
+    let record = world.store().join("actors/a/actor.json");
+    for damage in ["", "{}", "[", "\u{0}"] {
+        fs::write(&record, damage).unwrap();
+        world.refused(&["start", "a"], "damaged");
+        assert!(world.actor(&["list"]).contains("damaged"));
+    }
+    fs::remove_file(&record).unwrap();
+    world.refused(&["stop", "a"], "damaged");
+    world.actor(&["destroy", "a"]);
+    world.assert_none();
+}
+
+#[test]
+fn several_at_once_are_done_one_by_one() {
+    if !can_mount() {
+        return;
+    }
+    let world = World::new();
+    let call = |args: &[&str]| {
+        let mut command = Command::new(common::TARNFS);
+        command
+            .env("TARNFS_STORE", world.store())
+            .arg("actor")
+            .args(args);
+        command
+    };
+    for args in [
+        &["create", "--start", "a", "img"][..],
+        &["start", "a"],
+        &["reset", "a"],
+        &["stop", "a"],
+        &["destroy", "a"],
+    ] {
+        std::thread::scope(|scope| {
+            for _ in 0..6 {
+                scope.spawn(|| assert_ok(&common::run(call(args)), &format!("{args:?}")));
+            }
+        });
+    }
+    world.assert_none();
+}
