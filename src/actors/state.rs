@@ -145,7 +145,7 @@ pub(super) fn wait(place: &Place, timeout: Duration) -> bool {
 pub(super) struct Serves {
     path: PathBuf,
     record: ServerRecord,
-    _locked: File,
+    locked: File,
 }
 
 impl Serves {
@@ -165,11 +165,12 @@ impl Serves {
         Ok(Self {
             path,
             record,
-            _locked: locked,
+            locked,
         })
     }
 
-    /// Notes that all that was written is in the upper.
+    /// Notes that all that was written is in the upper. The lock goes with the process, so that who
+    /// waits for its end finds none of it.
     pub(super) fn ended(mut self) {
         self.record.ended = Some(super::now());
         // In the file itself, which is the one that is locked. Tidiness: who reads half of it knows
@@ -177,6 +178,7 @@ impl Serves {
         if let Ok(mut file) = File::options().write(true).open(&self.path) {
             write(&mut file, &self.record).ok();
         }
+        std::mem::forget(self.locked);
     }
 }
 
