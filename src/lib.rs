@@ -10,6 +10,7 @@ pub mod sys;
 pub mod actor;
 pub mod actors;
 pub mod compress;
+pub mod diff;
 pub mod erofs;
 pub mod flatten;
 pub mod fuse;

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use anyhow::{Context as _, bail};
 use serde_json::json;
 use tarnfs::flatten::{self, Align, FlattenError, Flattened, Options, Target};
-use tarnfs::store::{BlobPlace, Progress};
+use tarnfs::store::{BlobPlace, Image, Progress};
 
 use super::progress::Bar;
 use super::{Global, image, print};
@@ -40,7 +40,7 @@ pub(crate) struct Args {
     image: PathBuf,
 }
 
-fn align(text: &str) -> Result<Align, String> {
+pub(super) fn align(text: &str) -> Result<Align, String> {
     let bytes = text.parse().ok();
     bytes
         .and_then(Align::new)
@@ -54,13 +54,9 @@ pub(crate) fn run(global: &Global, args: Args) -> anyhow::Result<ExitCode> {
         bail!("standard output is a terminal: name a file with -o FILE");
     }
     let (image, lower) = image::open(global, &args.image)?;
-    let side_blobs = (0..)
-        .zip(&image.record().blobs)
-        .filter_map(|(n, blob)| (blob.place == BlobPlace::Side).then_some(n))
-        .collect();
     let options = Options {
         align: args.align.unwrap_or(Align::BLOCK),
-        side_blobs,
+        side_blobs: side_blobs(&image),
     };
     let mut bar = Bar::new("flattening");
     let mut progress = |done, total| bar.on(Progress::Indexing { done, total });
@@ -96,9 +92,16 @@ pub(crate) fn run(global: &Global, args: Args) -> anyhow::Result<ExitCode> {
     }))
 }
 
+/// Which of an image's blobs are side blobs.
+pub(super) fn side_blobs(image: &Image) -> Vec<u16> {
+    let blobs = (0..).zip(&image.record().blobs);
+    let side = blobs.filter(|(_, blob)| blob.place == BlobPlace::Side);
+    side.map(|(n, _)| n).collect()
+}
+
 /// Whether `path` is what standard output is, as /dev/stdout is: a file behind it that the caller
 /// has opened is to be written to and not replaced.
-fn is_stdout(path: &Path) -> bool {
+pub(super) fn is_stdout(path: &Path) -> bool {
     let stdout = rustix::fs::fstat(io::stdout());
     let there = rustix::fs::stat(path);
     matches!((stdout, there), (Ok(a), Ok(b)) if (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino))

@@ -5,6 +5,7 @@ mod bench;
 mod bundle;
 mod cat;
 mod demo;
+mod diff;
 mod doctor;
 mod engine;
 mod fetch;
@@ -98,6 +99,7 @@ enum Command {
     Tree(tree::Args),
     Inspect(inspect::Args),
     Flatten(flatten::Args),
+    Diff(diff::Args),
     Doctor(doctor::Args),
     Demo(demo::Args),
     Bench(bench::Args),
@@ -162,6 +164,7 @@ fn run(global: &Global, command: Command) -> anyhow::Result<ExitCode> {
         Command::Tree(args) => tree::run(global, args),
         Command::Inspect(args) => inspect::run(global, args),
         Command::Flatten(args) => flatten::run(global, args),
+        Command::Diff(args) => diff::run(global, args),
         Command::Doctor(args) => doctor::run(global, args),
         Command::Demo(args) => demo::run(global, args),
         Command::Bench(args) => bench::run(global, args),

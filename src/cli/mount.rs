@@ -29,6 +29,7 @@ use super::prefetch::PrefetchArgs;
 use super::progress::Bar;
 use super::serving::ServingArgs;
 use super::{Global, image, logging};
+pub(crate) use plan::beside;
 use plan::{Plan, Writes};
 
 /// What a background process writes when the mount can be used.

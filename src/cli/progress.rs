@@ -99,6 +99,18 @@ impl Bar {
         Self { what, bar: None }
     }
 
+    /// Shows how far work of unknown length is.
+    pub(crate) fn on_bytes(&mut self, done: u64) {
+        let bar = self.bar.get_or_insert_with(|| {
+            let bar = ProgressBar::new_spinner().with_message(self.what);
+            match ProgressStyle::with_template("{msg} {spinner} {bytes} {bytes_per_sec}") {
+                Ok(style) => bar.with_style(style),
+                Err(_) => bar,
+            }
+        });
+        bar.set_position(done);
+    }
+
     /// Shows how far the work is.
     pub(crate) fn on(&mut self, progress: Progress) {
         // indicatif draws on stderr, and not at all where that is no terminal.

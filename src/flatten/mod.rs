@@ -21,7 +21,7 @@ use crate::inode::Kind;
 use crate::lower::{Lower, LowerError, Nid, Step};
 use crate::pack::header::{BLOCK, Entry, EntryType, Place};
 use crate::pack::output::NewFile;
-use crate::pack::sink::{NoMore, Sink};
+use crate::pack::sink::{Hashing, NoMore, Out, Sink};
 use crate::pack::sparse::Map;
 use crate::pack::{NO_SOCKETS, PATH_LEN_MAX, TOO_DEEP, TOO_LONG};
 use crate::tar::printable;
@@ -97,10 +97,11 @@ pub fn write(
     out: &mut dyn Write,
     progress: OnProgress<'_>,
 ) -> Result<Flattened, FlattenError> {
+    let mut out = Hashing::new(out);
     let mut writer = Writer {
         lower,
         options,
-        out: Sink::new(out),
+        out: Sink::new(Out::Stream(&mut out)),
         first: HashMap::new(),
         entries: 0,
         done: 0,
@@ -115,11 +116,12 @@ pub fn write(
     // Also where there was no byte to read.
     lower.check_blobs()?;
     writer.out.put(&[0; 1024])?;
-    let (digest, len) = writer.out.finish()?;
+    let entries = writer.entries;
+    let len = writer.out.finish()?;
     Ok(Flattened {
-        digest,
+        digest: out.finish(),
         len,
-        entries: writer.entries,
+        entries,
     })
 }
 

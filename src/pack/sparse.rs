@@ -5,6 +5,7 @@
 //! the filesystem below has in them is not asked: that is another on another machine.
 
 use std::fs::File;
+use std::os::fd::BorrowedFd;
 
 use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;
@@ -43,6 +44,42 @@ impl Map {
                 _ => map.push(at, extent.len),
             }
             at += extent.len;
+        }
+        Ok(map)
+    }
+
+    /// The map of an open file of `size` bytes, of which its filesystem stores `blocks` of 512.
+    ///
+    /// # Errors
+    /// lseek(2)'s.
+    pub(crate) fn of_file(
+        file: BorrowedFd<'_>,
+        size: u64,
+        blocks: u64,
+    ) -> rustix::io::Result<Self> {
+        let mut map = Self::default();
+        // One that stores as many as it has is not asked.
+        let mut at = if blocks.saturating_mul(512) < size {
+            0
+        } else {
+            map.runs.extend((size > 0).then_some((0, size)));
+            size
+        };
+        while at < size {
+            let data = match seek(file, SeekFrom::Data(at)) {
+                Ok(data) if data < size => data,
+                Ok(_) | Err(Errno::NXIO) => break,
+                // A filesystem that knows no holes.
+                Err(Errno::INVAL | Errno::OPNOTSUPP) => at,
+                Err(errno) => return Err(errno),
+            };
+            let hole = match seek(file, SeekFrom::Hole(data)) {
+                Ok(hole) if hole > data => hole.min(size),
+                Ok(_) | Err(Errno::INVAL | Errno::OPNOTSUPP) => size,
+                Err(errno) => return Err(errno),
+            };
+            map.push(data, hole - data);
+            at = hole;
         }
         Ok(map)
     }

@@ -32,7 +32,7 @@ use crate::inode::{Attr, Kind, SetTime, Time};
 use crate::name::Name;
 
 pub use data::{append, copy_range, fallocate, read, sync, truncate, write, write_out};
-pub use xattr::{getxattr, listxattr, removexattr, setxattr};
+pub use xattr::{flistxattr, getxattr, listxattr, removexattr, setxattr};
 
 /// Attributes of a file with the device it lies on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -18,7 +18,7 @@ use std::os::fd::BorrowedFd;
 
 use rustix::io::{Errno, Result};
 
-use crate::inode::Kind;
+use crate::inode::{Kind, Xattr};
 use crate::sys::fs::{self, Stat};
 
 /// The namespace that the marks live in: `trusted.` needs `CAP_SYS_ADMIN` in the first user
@@ -45,7 +45,9 @@ pub enum Redirect {
 const REDIRECT_SURE: usize = 256;
 
 impl Redirect {
-    fn value(&self) -> Vec<u8> {
+    /// The mark's value.
+    #[must_use]
+    pub fn value(&self) -> Vec<u8> {
         match self {
             Self::Sibling(name) => name.clone(),
             Self::Absolute(path) => [b"/", path.as_slice()].concat(),
@@ -71,6 +73,23 @@ pub enum Opaque {
     Yes,
     /// It merges, and may hold whiteouts of the regular-file kind.
     XWhiteouts,
+}
+
+/// What an attribute that is a mark says ([`Namespace::mark`]).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mark {
+    /// Of a directory: it hides the lower one, or may hold whiteouts of the regular-file kind.
+    Opaque,
+    /// Where a directory's lower part is, or the lower file that has a file's data.
+    Redirect,
+    /// Of a file: its data are in the lower.
+    Metacopy,
+    /// Of an empty file: a whiteout, where its directory says so.
+    Whiteout,
+    /// Of a character device: 0:0 to those inside.
+    NullDevice,
+    /// One that says nothing of what is seen.
+    Other,
 }
 
 /// Tells one index from another: numbers of inodes mean nothing in the next.
@@ -103,6 +122,64 @@ const NULL: &str = "tarnfs.null-device";
 pub const NULL_DEVICE: u64 = 1;
 
 impl Namespace {
+    /// What the attribute called `name` says, if it is a mark of either namespace. That of the
+    /// other one says nothing.
+    #[must_use]
+    pub fn mark(self, name: &[u8]) -> Option<Mark> {
+        if mark_in(name)? != self {
+            return Some(Mark::Other);
+        }
+        let marks = [
+            (OPAQUE, Mark::Opaque),
+            (REDIRECT, Mark::Redirect),
+            (METACOPY, Mark::Metacopy),
+            (WHITEOUT, Mark::Whiteout),
+            (NULL, Mark::NullDevice),
+        ];
+        let rest = name.strip_prefix(self.prefix())?;
+        let known = marks.iter().find(|known| known.0.as_bytes() == rest);
+        Some(known.map_or(Mark::Other, |known| known.1))
+    }
+
+    /// The attribute that makes a directory opaque.
+    #[must_use]
+    pub fn opaque_xattr(self) -> Xattr {
+        Xattr {
+            name: self.key(OPAQUE),
+            value: b"y".to_vec(),
+        }
+    }
+
+    /// The attribute that tells where a directory's lower part is.
+    #[must_use]
+    pub fn redirect_xattr(self, redirect: &Redirect) -> Xattr {
+        Xattr {
+            name: self.key(REDIRECT),
+            value: redirect.value(),
+        }
+    }
+
+    /// The attribute that makes a character device stand for 0:0.
+    #[must_use]
+    pub fn null_device_xattr(self) -> Xattr {
+        Xattr {
+            name: self.key(NULL),
+            value: b"y".to_vec(),
+        }
+    }
+
+    /// The index that an inode's number belongs to; `None` for one that has none.
+    ///
+    /// # Errors
+    /// getxattr(2)'s; EIO for a value that is no number.
+    pub fn image(self, file: BorrowedFd<'_>) -> Result<Option<ImageId>> {
+        let Some(value) = fs::getxattr(file, &self.key(INO))? else {
+            return Ok(None);
+        };
+        let (_, image) = parse_number(&value).ok_or(Errno::IO)?;
+        Ok(Some(image))
+    }
+
     fn key(self, mark: &str) -> Vec<u8> {
         [self.prefix(), mark.as_bytes()].concat()
     }

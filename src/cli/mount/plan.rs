@@ -152,7 +152,7 @@ impl Plan {
 }
 
 /// `U.work` beside `U`: the same filesystem, and not inside it.
-fn beside(upper: &Path) -> anyhow::Result<PathBuf> {
+pub(crate) fn beside(upper: &Path) -> anyhow::Result<PathBuf> {
     let name = upper
         .file_name()
         .with_context(|| format!("{}: needs --work", upper.display()))?;

@@ -60,6 +60,29 @@ pub fn listxattr(fd: BorrowedFd<'_>) -> Result<Vec<Vec<u8>>> {
     Ok(names.map(<[u8]>::to_vec).collect())
 }
 
+/// The same into `names`, each with a NUL behind it, by a descriptor that is no `O_PATH`.
+///
+/// # Errors
+/// flistxattr(2)'s but EOPNOTSUPP.
+pub fn flistxattr(fd: BorrowedFd<'_>, names: &mut Vec<u8>) -> Result<()> {
+    pass!(Look);
+    names.resize(1024, 0);
+    loop {
+        match rustix::fs::flistxattr(fd, names.as_mut_slice()) {
+            Ok(len) => {
+                names.truncate(len);
+                return Ok(());
+            }
+            Err(Errno::OPNOTSUPP) => {
+                names.clear();
+                return Ok(());
+            }
+            Err(Errno::RANGE) if names.len() < 65_536 => names.resize(65_536, 0),
+            Err(error) => return Err(error),
+        }
+    }
+}
+
 /// Sets an extended attribute of the inode behind any descriptor. `flags`: XATTR_CREATE,
 /// XATTR_REPLACE.
 ///

@@ -1,0 +1,326 @@
+//! What an actor wrote, as a tar: straight from its upper, in one pass.
+//!
+//! [`Changes`] walks the upper (`walk`), a directory before what is in it, names in byte order, and
+//! writes an entry for each name that it finds (`entry`). The lower is asked by name: what a
+//! whiteout hides, what a redirected directory goes on with. Only what a [`Format`] cannot say
+//! otherwise is read from it: a renamed directory of the image, the data of a file of which the
+//! upper has attributes alone. docs/TAR.md ("Changes") says what each format holds.
+//!
+//! Invariants: applied to the image, the tar gives what the mount shows; the bytes depend on the
+//! upper, the image and [`Options`] alone; no name twice; a hard link comes after what it leads to.
+//!
+//! It never changes the upper, follows a symbolic link or leaves the upper, and never leaves out
+//! anything but sockets (which are counted) and what [`Options::exclude`] means.
+
+mod entry;
+mod group;
+mod pattern;
+mod podman;
+mod walk;
+
+pub use pattern::{Pattern, PatternError};
+
+use std::io::{self, Write};
+use std::os::fd::BorrowedFd;
+use std::path::Path;
+use std::sync::OnceLock;
+
+use rustix::io::Errno;
+
+use crate::digest::Digest;
+use crate::lower::{Lower, LowerError};
+use crate::pack::output::NewFile;
+use crate::pack::sink::{Hashing, NoMore, Out, Sink};
+use crate::pack::{Align, OutputError};
+use crate::tar::printable;
+use crate::upper::Upper;
+use crate::upper::markers::{ImageId, Namespace};
+use walk::{Done, Walk};
+
+/// How a tar says what is gone, and what lies over what.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Format {
+    /// A layer of an image (image-spec, layer.md): `.wh.NAME` and `.wh..wh..opq`.
+    #[default]
+    Oci,
+    /// overlayfs' own: an upper directory that can be unpacked and mounted.
+    Overlay,
+    /// What gVisor takes as `dev.gvisor.tar.rootfs.upper`.
+    Gvisor,
+    /// `rootfs-diff.tar` and `deleted.files` of podman's checkpoints: a tar of both.
+    Podman,
+}
+
+/// What is to be written, and how.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The format.
+    pub format: Format,
+    /// What is left out.
+    pub exclude: Vec<Pattern>,
+    /// Where the data of each regular file begin.
+    pub align: Align,
+    /// Whether the tar's digest is wanted, which takes as long as reading all of it.
+    pub digest: bool,
+    /// Which of the image's blobs are side blobs, as [`crate::flatten::Options`] has it.
+    pub side_blobs: Vec<u16>,
+    /// Who owns what comes from the image, as the mount's option of that name has it.
+    pub squash: Option<(u32, u32)>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            format: Format::default(),
+            exclude: Vec::new(),
+            align: Align::BLOCK,
+            digest: false,
+            side_blobs: Vec::new(),
+            squash: None,
+        }
+    }
+}
+
+/// What was written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Written {
+    /// Length in bytes; of podman's two files, if those were written, together.
+    pub len: u64,
+    /// Entries of the tar, whiteouts among them.
+    pub entries: u64,
+    /// Names of the image that are said to be gone.
+    pub whiteouts: u64,
+    /// Sockets, which no tar can hold: left out.
+    pub sockets: u64,
+    /// SHA-256 of the tar, where [`Options::digest`] asks for it: a layer's diff ID.
+    pub digest: Option<Digest>,
+}
+
+/// Why there is no tar.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DiffError {
+    /// The image does not answer.
+    #[error(transparent)]
+    Lower(#[from] LowerError),
+    /// The upper does not answer.
+    #[error("{path}: {doing}: {source}")]
+    Upper {
+        /// The path inside, printable; `/` for the root.
+        path: String,
+        /// What was being done.
+        doing: &'static str,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// What cannot be said in this format.
+    #[error("{path}: {what}")]
+    Entry {
+        /// The path inside, printable.
+        path: String,
+        /// Why not.
+        what: &'static str,
+    },
+    /// Somebody writes to the upper.
+    #[error("{0}: changed while it was read: nothing may write to the upper meanwhile")]
+    Changed(String),
+    /// The upper belongs to another image.
+    #[error(
+        "the upper was written over another image ({upper:016x}, this one is {image:016x}): name \
+         that image"
+    )]
+    OtherImage {
+        /// What the upper's root says, [`Lower::fingerprint`].
+        upper: u64,
+        /// This image's.
+        image: u64,
+    },
+    /// The output takes no more.
+    #[error("{0}")]
+    Write(#[source] io::Error),
+    /// The output file cannot be written.
+    #[error(transparent)]
+    Output(#[from] OutputError),
+}
+
+impl From<NoMore> for DiffError {
+    fn from(error: NoMore) -> Self {
+        Self::Write(error.0)
+    }
+}
+
+impl DiffError {
+    /// For `map_err`: what failed at `path` (no leading slash).
+    fn upper(path: &[u8], doing: &'static str) -> impl FnOnce(Errno) -> Self {
+        move |errno| match errno {
+            // It was listed a moment ago.
+            Errno::NOENT | Errno::NOTDIR | Errno::LOOP => Self::changed(path),
+            errno => Self::Upper {
+                path: shown(path),
+                doing,
+                source: errno.into(),
+            },
+        }
+    }
+
+    fn entry(path: &[u8], what: &'static str) -> Self {
+        Self::Entry {
+            path: shown(path),
+            what,
+        }
+    }
+
+    fn changed(path: &[u8]) -> Self {
+        Self::Changed(shown(path))
+    }
+}
+
+fn shown(path: &[u8]) -> String {
+    printable(if path.is_empty() { b"/" } else { path })
+}
+
+/// Told how many bytes of files are done, holes aside.
+pub type OnProgress<'p> = &'p mut dyn FnMut(u64);
+
+/// An upper that nobody writes to: at rest and locked, or of a mount that is frozen.
+#[derive(Debug)]
+pub struct Changes<'a> {
+    lower: &'a Lower,
+    root: BorrowedFd<'a>,
+    marks: Namespace,
+    options: Options,
+    /// The length that was told.
+    told: OnceLock<u64>,
+}
+
+/// Refuses an upper of another image than `lower`; one that does not tell is taken.
+///
+/// # Errors
+/// [`DiffError::OtherImage`]; [`DiffError::Upper`] where its root cannot be read.
+pub fn check_image(lower: &Lower, root: BorrowedFd<'_>, marks: Namespace) -> Result<(), DiffError> {
+    let here = ImageId(lower.fingerprint());
+    let there = marks
+        .image(root)
+        .map_err(DiffError::upper(b"", "reading a mark"))?;
+    match there {
+        Some(there) if there != here && here != ImageId::default() => Err(DiffError::OtherImage {
+            upper: there.0,
+            image: here.0,
+        }),
+        _ => Ok(()),
+    }
+}
+
+impl<'a> Changes<'a> {
+    /// What `upper` holds over `lower`.
+    ///
+    /// # Errors
+    /// As [`check_image`].
+    pub fn open(lower: &'a Lower, upper: &'a Upper, options: Options) -> Result<Self, DiffError> {
+        Self::at(lower, upper.root(), upper.marks(), options)
+    }
+
+    /// The same of an upper's root directory, with its marks in `marks`.
+    ///
+    /// # Errors
+    /// As [`check_image`].
+    pub fn at(
+        lower: &'a Lower,
+        root: BorrowedFd<'a>,
+        marks: Namespace,
+        options: Options,
+    ) -> Result<Self, DiffError> {
+        check_image(lower, root, marks)?;
+        Ok(Self {
+            lower,
+            root,
+            marks,
+            options,
+            told: OnceLock::new(),
+        })
+    }
+
+    /// The tar's exact length in bytes, by a walk that reads no file. [`Self::write`] then fails
+    /// rather than write another number of bytes.
+    ///
+    /// # Errors
+    /// [`DiffError`].
+    pub fn size(&self) -> Result<u64, DiffError> {
+        if let Some(len) = self.told.get() {
+            return Ok(*len);
+        }
+        let mut sink = Sink::new(Out::Nowhere);
+        self.put(&mut sink, &mut |_| ())?;
+        let len = sink.finish()?;
+        Ok(*self.told.get_or_init(|| len))
+    }
+
+    /// Writes the tar to `out`.
+    ///
+    /// # Errors
+    /// [`DiffError`]; what was written by then is no tar.
+    pub fn write(
+        &self,
+        out: &mut dyn Write,
+        progress: OnProgress<'_>,
+    ) -> Result<Written, DiffError> {
+        if !self.options.digest {
+            return self.write_to(Out::Stream(out), progress);
+        }
+        let mut out = Hashing::new(out);
+        let written = self.write_to(Out::Stream(&mut out), progress)?;
+        Ok(Written {
+            digest: Some(out.finish()),
+            ..written
+        })
+    }
+
+    /// Writes the tar to the file `path`, in place of what regular file is there. The kernel copies
+    /// large files by itself, or shares their blocks where the filesystem can and
+    /// [`Options::align`] is one of its blocks.
+    ///
+    /// # Errors
+    /// [`DiffError`]; then nothing has changed.
+    pub fn write_file(&self, path: &Path, progress: OnProgress<'_>) -> Result<Written, DiffError> {
+        let fail = OutputError::of(path);
+        let mut file = NewFile::beside(path).map_err(&fail)?;
+        let written = if self.options.digest {
+            self.write(file.file(), progress)
+        } else {
+            self.write_to(Out::File(file.file()), progress)
+        };
+        let written = written.map_err(|error| match error {
+            DiffError::Write(source) => fail(source).into(),
+            other => other,
+        })?;
+        file.publish().map_err(fail)?;
+        Ok(written)
+    }
+
+    fn write_to(&self, out: Out<'_>, progress: OnProgress<'_>) -> Result<Written, DiffError> {
+        let mut sink = Sink::new(out);
+        let done = self.put(&mut sink, progress)?;
+        let len = sink.finish()?;
+        if self.told.get().is_some_and(|told| *told != len) {
+            return Err(DiffError::changed(b""));
+        }
+        Ok(done.written(len))
+    }
+
+    /// Puts all of the format's tar in.
+    fn put(&self, sink: &mut Sink<'_>, progress: OnProgress<'_>) -> Result<Done, DiffError> {
+        match self.options.format {
+            Format::Podman => podman::put(self, sink, progress),
+            _ => self.put_entries(sink, progress),
+        }
+    }
+
+    /// Puts the tar of what the upper holds in.
+    fn put_entries(
+        &self,
+        sink: &mut Sink<'_>,
+        progress: OnProgress<'_>,
+    ) -> Result<Done, DiffError> {
+        Walk::new(self, sink, progress).run()
+    }
+}
