@@ -33,7 +33,7 @@ use crate::inode::Runs;
 use crate::tar::Segment;
 
 /// What is known of a layer whose files are in the tree.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Added {
     path: PathBuf,
     tar_len: u64,
@@ -41,7 +41,7 @@ struct Added {
 }
 
 /// A file whose bytes have to be copied to the side blob, if it is still there in the end.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Sparse {
     layer: u16,
     segments: Runs<Segment>,
@@ -50,7 +50,7 @@ struct Sparse {
 }
 
 /// Layers as they are put on top of each other, the lowest first.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Flattening {
     merged: Merged,
     sparse: BTreeMap<Id, Sparse>,
@@ -271,6 +271,32 @@ impl Flattening {
         self.sparse = sparse.into_iter().filter_map(lives).collect();
     }
 
+    /// The tree of all layers with every file where it lies: the blob of an extent is the position of
+    /// its layer, and its offsets need not be multiples of anything. For who reads files; an index
+    /// is made of what [`Self::finish`] gives.
+    #[must_use]
+    pub fn into_tree(mut self) -> Tree {
+        if self.merged.alive() < self.merged.inodes.len() {
+            self.compact();
+        }
+        for (id, sparse) in &self.sparse {
+            if let Some(Content::File { extents, .. }) =
+                self.merged.inode_mut(*id).map(|inode| &mut inode.content)
+            {
+                let extent = |segment: &Segment| Extent {
+                    offset: segment.offset,
+                    len: segment.len,
+                    blob: sparse.layer,
+                    blob_offset: segment.tar_offset,
+                };
+                *extents = sparse.segments.iter().map(extent).collect();
+            }
+        }
+        Tree {
+            inodes: self.merged.inodes,
+        }
+    }
+
     /// The tree of all layers.
     ///
     /// # Errors
@@ -415,4 +441,4 @@ pub struct Flat {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -84,6 +84,15 @@ impl Map {
         Ok(map)
     }
 
+    /// The map of these runs, in order, none over another, of any length.
+    pub(crate) fn of_runs(runs: impl IntoIterator<Item = (u64, u64)>) -> Self {
+        let mut map = Self::default();
+        for (offset, len) in runs.into_iter().filter(|run| run.1 > 0) {
+            map.push(offset, len);
+        }
+        map
+    }
+
     /// Whether there is no hole in a file of `size` bytes.
     pub(crate) fn is_dense(&self, size: u64) -> bool {
         size == 0 || self.runs == [(0, size)]

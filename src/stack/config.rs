@@ -70,21 +70,54 @@ pub(super) fn with_layer(
     layer: &Digest,
     note: &Note,
 ) -> Result<Vec<u8>, String> {
-    restacked(config, below, below.len(), layer, note)
+    let mut config = match config {
+        Some(config) => object(config)?,
+        None => object(&minimal(below))?,
+    };
+    restack(&mut config, below, below.len(), layer, note.entry())?;
+    config.insert("created".to_owned(), rfc3339(note.created).into());
+    serde_json::to_vec(&config).map_err(|e| e.to_string())
 }
 
-/// The same with the lowest `keep` layers alone below the new one.
-pub(super) fn restacked(
+/// The configuration `config` of an image of `layers`, with `layer` in place of all but the lowest
+/// `keep`. It says of itself what the highest of those that it replaces says: it is that checkpoint.
+pub(super) fn squashed(
     config: Option<&[u8]>,
     layers: &[Digest],
     keep: usize,
     layer: &Digest,
-    note: &Note,
 ) -> Result<Vec<u8>, String> {
     let mut config = match config {
         Some(config) => object(config)?,
         None => object(&minimal(layers))?,
     };
+    let history = config.get("history").and_then(Value::as_array);
+    let last = history.and_then(|all| all.iter().rev().find(|entry| has_layer(entry)));
+    let mut entry = match last.and_then(Value::as_object) {
+        Some(last) if is_checkpoint(last) => last.clone(),
+        last => {
+            let mut entry = Map::new();
+            if let Some(created) = last.and_then(|last| last.get("created")) {
+                entry.insert("created".to_owned(), created.clone());
+            }
+            entry.insert("created_by".to_owned(), CHECKPOINT.into());
+            entry
+        }
+    };
+    let comment = format!("{} layers as one", layers.len().saturating_sub(keep));
+    entry.insert("comment".to_owned(), comment.into());
+    restack(&mut config, layers, keep, layer, Value::Object(entry))?;
+    serde_json::to_vec(&config).map_err(|e| e.to_string())
+}
+
+/// Puts `layer`, of which `entry` tells, on the lowest `keep` of `layers`.
+fn restack(
+    config: &mut Map<String, Value>,
+    layers: &[Digest],
+    keep: usize,
+    layer: &Digest,
+    entry: Value,
+) -> Result<(), String> {
     let rootfs = config
         .get_mut("rootfs")
         .and_then(Value::as_object_mut)
@@ -92,11 +125,8 @@ pub(super) fn restacked(
     let text = |digest: &Digest| Value::from(digest.to_string());
     // An image without layers may have none, null or an empty list.
     let named = rootfs.get("diff_ids").and_then(Value::as_array);
-    if !named
-        .into_iter()
-        .flatten()
-        .eq(layers.iter().map(text).collect::<Vec<_>>().iter())
-    {
+    let named = named.map(Vec::as_slice).unwrap_or_default();
+    if !named.iter().cloned().eq(layers.iter().map(text)) {
         return Err("names other layers than the image has".to_owned());
     }
     let kept = layers.iter().take(keep).chain([layer]);
@@ -120,10 +150,16 @@ pub(super) fn restacked(
             drop -= 1;
         }
     }
-    history.push(note.entry());
+    history.push(entry);
     config.insert("history".to_owned(), Value::Array(history));
-    config.insert("created".to_owned(), rfc3339(note.created).into());
-    serde_json::to_vec(&config).map_err(|e| e.to_string())
+    Ok(())
+}
+
+/// Whether an entry of a history tells of a checkpoint.
+fn is_checkpoint(entry: &Map<String, Value>) -> bool {
+    let by = entry.get("created_by").and_then(Value::as_str);
+    by.and_then(|by| by.strip_prefix(CHECKPOINT))
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with(' '))
 }
 
 /// How many of the `layers` of an image with the configuration `config` are checkpoints on top of
@@ -131,13 +167,10 @@ pub(super) fn restacked(
 pub(super) fn checkpoints(config: &[u8], layers: usize) -> Result<usize, String> {
     let config = object(config)?;
     let history = config.get("history").and_then(Value::as_array);
-    let by = |entry: &&Value| {
-        let by = entry.get("created_by").and_then(Value::as_str);
-        by.and_then(|by| by.strip_prefix(CHECKPOINT))
-            .is_some_and(|rest| rest.is_empty() || rest.starts_with(' '))
-    };
     let entries = history.into_iter().flatten().rev();
-    let on_top = entries.filter(|entry| has_layer(entry)).take_while(by);
+    let on_top = entries
+        .filter(|entry| has_layer(entry))
+        .take_while(|entry| entry.as_object().is_some_and(is_checkpoint));
     Ok(on_top.count().min(layers))
 }
 
@@ -269,11 +302,15 @@ mod tests {
         }
         // Three become one.
         let one = Digest::of(b"one");
-        let config = restacked(Some(&config), &all, 1, &one, &note("y")).unwrap();
+        let config = squashed(Some(&config), &all, 1, &one).unwrap();
         let got: Value = serde_json::from_slice(&config).unwrap();
         assert_eq!(got["rootfs"]["diff_ids"], json!([all[0], one]));
         assert_eq!(got["history"].as_array().unwrap().len(), 2);
         assert_eq!(checkpoints(&config, 2), Ok(1));
+        let says = &got["history"][1];
+        assert_eq!(says["created_by"], "tarnfs checkpoint x");
+        assert_eq!(says["comment"], "3 layers as one");
+        assert_eq!(got["created"], "1970-01-01T00:00:01Z");
         let strange = |by: &str| {
             let config = json!({"history": [{"created_by": by}]}).to_string();
             checkpoints(config.as_bytes(), 1)

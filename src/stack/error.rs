@@ -29,6 +29,22 @@ pub enum StackError {
     /// The local tar was written to while it was taken into the store.
     #[error("{}: changed since it was indexed", .0.display())]
     Changed(PathBuf),
+    /// There is nothing to make one layer of.
+    #[error(
+        "image {image}: has no checkpoints on top; say with --base on which image the layers lie that are to become one"
+    )]
+    NothingOnTop {
+        /// The image.
+        image: Digest,
+    },
+    /// An image does not lie on another.
+    #[error("image {image}: does not lie on {base}: its lowest layers are others")]
+    OtherBase {
+        /// The image.
+        image: Digest,
+        /// The other.
+        base: Digest,
+    },
     /// The configuration of the image below is none.
     #[error("image {image}: its configuration {why}")]
     Config {

@@ -11,15 +11,19 @@
 //!
 //! Never here: how a layer's bytes come to be, but for those of layers that become one.
 
+mod changes;
 mod config;
 mod error;
 mod layer;
+mod squash;
+mod write;
 
 #[cfg(test)]
 mod tests;
 
 pub use config::{CHECKPOINT, Note};
 pub use error::StackError;
+pub use squash::squash;
 
 use std::fs::File;
 use std::io::Write;
@@ -28,6 +32,7 @@ use std::sync::Arc;
 
 use crate::digest::Digest;
 use crate::import::{self, Options, Stream, Watch};
+use crate::index::{Flat, Flattening};
 use crate::store::{Blob, Image, NewImage, OnProgress, Source, Store, StoreError, config_of};
 use layer::LayerWriter;
 
@@ -46,6 +51,27 @@ pub struct Stacked<T> {
     pub fresh: bool,
     /// What the writer of the layer gave.
     pub value: T,
+}
+
+impl<T> Stacked<T> {
+    fn with<U>(self, value: U) -> Stacked<U> {
+        let Self {
+            image,
+            digest,
+            layer,
+            len,
+            fresh,
+            ..
+        } = self;
+        Stacked {
+            image,
+            digest,
+            layer,
+            len,
+            fresh,
+            value,
+        }
+    }
 }
 
 /// Makes the image that is `base`, by its own digest or an alias, with one more layer, whose bytes
@@ -80,36 +106,58 @@ where
         (Err(error), None) => return Err(StackError::Writer(error.into())),
         (Ok(value), None) => value,
     };
-    let (writer, diff_id, len) = layer.finish();
-    let name = note.created_by();
-    let scan = writer.scan(Path::new(&name))?;
-    let mut flattening = base.flattening(&below)?;
-    flattening.add(scan, Path::new(&name))?;
-    let flat = flattening.finish()?;
+    let made = Made {
+        own,
+        by: note.created_by(),
+        below: &below,
+    };
     let of: Vec<Digest> = below.iter().map(|blob| blob.diff_id()).collect();
-    let config = config::with_layer(base.config_json()?.as_deref(), &of, &diff_id, note)
-        .map_err(|why| StackError::Config { image: own, why })?;
-    let blob = Arc::new(writer.publish(&diff_id)?);
-    let (image, fresh) = publish(
-        store,
-        &config,
-        Source::Made { of: own, by: name },
-        &below
-            .iter()
-            .chain([&blob])
-            .map(|blob| &**blob)
-            .collect::<Vec<_>>(),
-        &flat,
-        progress,
-    )?;
-    Ok(Stacked {
-        image,
-        digest: Digest::of(&config),
-        layer: diff_id,
-        len,
-        fresh,
-        value,
-    })
+    let old = base.config_json()?;
+    let config = |layer: &Digest| config::with_layer(old.as_deref(), &of, layer, note);
+    made.finish(store, layer, || base.flattening(&below), config, progress)
+        .map(|stacked| stacked.with(value))
+}
+
+/// An image in the making.
+struct Made<'a> {
+    /// The image that it is made of.
+    own: Digest,
+    /// How.
+    by: String,
+    /// The layers below the new one.
+    below: &'a [Arc<Blob>],
+}
+
+impl Made<'_> {
+    /// Publishes the new layer, and then the image. `flattening` is what lies below the layer.
+    fn finish(
+        self,
+        store: &Store,
+        layer: LayerWriter,
+        flattening: impl FnOnce() -> Result<Flattening, StoreError>,
+        config: impl FnOnce(&Digest) -> Result<Vec<u8>, String>,
+        progress: OnProgress<'_>,
+    ) -> Result<Stacked<()>, StackError> {
+        let Self { own, by, below } = self;
+        let (writer, diff_id, len) = layer.finish();
+        let scan = writer.scan(Path::new(&by))?;
+        let mut flattening = flattening()?;
+        flattening.add(scan, Path::new(&by))?;
+        let flat = flattening.finish()?;
+        let config = config(&diff_id).map_err(|why| StackError::Config { image: own, why })?;
+        let blob = writer.publish(&diff_id)?;
+        let layers: Vec<&Blob> = below.iter().map(|blob| &**blob).chain([&blob]).collect();
+        let source = Source::Made { of: own, by };
+        let (image, fresh) = publish(store, &config, source, &layers, &flat, progress)?;
+        Ok(Stacked {
+            image,
+            digest: Digest::of(&config),
+            layer: diff_id,
+            len,
+            fresh,
+            value: (),
+        })
+    }
 }
 
 /// Publishes the image with the configuration `config`, unless it is there; whether it was not.
@@ -118,7 +166,7 @@ fn publish(
     config: &[u8],
     source: Source,
     layers: &[&Blob],
-    flat: &crate::index::Flat,
+    flat: &Flat,
     progress: OnProgress<'_>,
 ) -> Result<(Image, bool), StackError> {
     let digest = Digest::of(config);

@@ -1,5 +1,7 @@
 //! One more layer: the same image as of all layers read, published whole or not at all.
 
+mod squash;
+
 use std::fs;
 use std::io;
 use std::path::PathBuf;

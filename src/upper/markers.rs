@@ -282,18 +282,6 @@ impl Namespace {
         Ok((of == image).then_some(ino))
     }
 
-    /// The index whose number a file keeps, if it keeps one.
-    ///
-    /// # Errors
-    /// getxattr(2)'s; EIO for a value that is no number.
-    pub fn image(self, file: BorrowedFd<'_>) -> Result<Option<ImageId>> {
-        let Some(value) = fs::getxattr(file, &self.key(INO))? else {
-            return Ok(None);
-        };
-        let (_, image) = parse_number(&value).ok_or(Errno::IO)?;
-        Ok(Some(image))
-    }
-
     /// Whether an inode of this type can carry a mark: `user.` attributes exist on regular files
     /// and directories only (xattr(7)).
     #[must_use]

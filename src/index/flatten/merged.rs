@@ -21,7 +21,7 @@ pub(super) enum Put {
 }
 
 /// Inodes that hang together, and some that are gone, with a link count of 0.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Merged {
     pub(super) inodes: Vec<Inode>,
     /// The directories that the layer at hand has touched; their inodes have no children.

@@ -5,7 +5,7 @@ use crate::tar::testing::{Raw, Tar};
 
 mod indexed;
 mod links;
-mod model;
+pub(crate) mod model;
 mod size;
 mod through;
 

@@ -11,7 +11,7 @@ use super::*;
 
 /// What an entry of a layer is.
 #[derive(Debug, Clone)]
-pub(super) enum What {
+pub(crate) enum What {
     File,
     Dir,
     Symlink(&'static str),
@@ -20,7 +20,7 @@ pub(super) enum What {
     Opaque,
 }
 
-pub(super) type Layer = Vec<(String, What)>;
+pub(crate) type Layer = Vec<(String, What)>;
 
 /// An inode: what tells it from others, and for a symbolic link its target.
 #[derive(Debug, PartialEq)]
@@ -360,7 +360,7 @@ fn what() -> impl Strategy<Value = What> {
     ]
 }
 
-pub(super) fn layer() -> impl Strategy<Value = Layer> {
+pub(crate) fn layer() -> impl Strategy<Value = Layer> {
     prop::collection::vec((path(), what()), 1..9).prop_map(|mut layer| {
         // Of entries, each path once: what comes twice is the business of a single tar.
         let mut seen = BTreeSet::new();
@@ -372,7 +372,7 @@ pub(super) fn layer() -> impl Strategy<Value = Layer> {
 }
 
 /// The tars of those of `layers` that the model takes, each on those before it.
-pub(super) fn good_layers(layers: &[Layer]) -> Vec<Tar> {
+pub(crate) fn good_layers(layers: &[Layer]) -> Vec<Tar> {
     let mut state = State::new();
     let mut good = Vec::new();
     for layer in layers {
