@@ -306,6 +306,19 @@ fn a_mount_by_the_kernel_alone_behaves_as_overlayfs() {
 }
 
 #[test]
+fn a_mount_whose_writes_are_requests_behaves_as_overlayfs() {
+    if can_run() && Beside::overlayfs_is_there() {
+        run_cases(
+            "mount with upper_passthrough=off and overlayfs",
+            op(),
+            |ops| {
+                run_case(ops, Beside::OverlayfsByRequests);
+            },
+        );
+    }
+}
+
+#[test]
 fn a_mount_without_opens_behaves_as_a_plain_directory() {
     if can_run() {
         run_cases("mount with noopen and plain directory", op(), |ops| {

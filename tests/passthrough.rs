@@ -14,9 +14,11 @@ use common::python::BY;
 use common::{Mount, Sandbox, can_mount, has, ok, skip};
 
 /// How a mount serves.
-const MODES: [&str; 4] = [
+const MODES: [&str; 6] = [
     "passthrough=64K",
     "passthrough=all",
+    "passthrough=64K,upper_passthrough=off",
+    "passthrough=all,upper_passthrough=off",
     "passthrough=off",
     "noopen",
 ];
@@ -35,7 +37,7 @@ chmod 777 .
 /// Each script has the mode, whether the kernel reads large files by itself, and these.
 const HELPERS: &str = r"
 import ctypes, errno, fcntl, mmap, os, signal, stat, subprocess, sys, threading
-KERNEL = MODE in ('passthrough=64K', 'passthrough=all')
+KERNEL = MODE.startswith(('passthrough=64K', 'passthrough=all'))
 def fails(want, act, *args):
     try:
         act(*args)
@@ -118,7 +120,7 @@ def changed(name, act):
         assert os.stat(other).st_size == os.fstat(new).st_size == os.fstat(old).st_size
     assert os.fstat(old).st_ino == os.fstat(new).st_ino == number
     assert os.fstat(old).st_mtime_ns == os.fstat(new).st_mtime_ns == os.stat(name).st_mtime_ns
-    kernel = KERNEL and (MODE == 'passthrough=all' or name.startswith('big'))
+    kernel = KERNEL and (MODE.startswith('passthrough=all') or name.startswith('big'))
     want = was if kernel else data(name)
     assert os.pread(old, 3, 0) == held[:3] == want[:3], (name, act)
     assert os.pread(old, 200000, 0) == want
@@ -417,7 +419,7 @@ assert euid('run') == 1000
 #[test]
 fn more_files_are_open_than_are_kept() {
     let Some(world) = world() else { return };
-    for mode in ["passthrough=all", "noopen"] {
+    for mode in ["passthrough=all", MODES[3], "noopen"] {
         let mount = world.mount(mode);
         python(
             mount.path(),

@@ -1,7 +1,7 @@
 //! The requests that the kernel sends for what programs do: docs/ARCHITECTURE.md, "Round trips",
 //! is the rule, this is only the judge. Counted in the server's own log.
 // Helpers outside of #[test] functions fail tests as the functions do.
-#![allow(clippy::unwrap_used, clippy::panic)]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
 mod common;
 
@@ -13,7 +13,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use common::{TARNFS, can_mount, pack};
+use common::{TARNFS, can_mount, has, pack};
 
 /// Something that a program does.
 type Action<'a> = Box<dyn Fn() + 'a>;
@@ -27,7 +27,7 @@ struct Bench {
 }
 
 impl Bench {
-    fn new() -> Self {
+    fn new(options: &[&str]) -> Self {
         let bench = Self {
             dir: tempfile::tempdir().unwrap(),
         };
@@ -48,6 +48,7 @@ impl Bench {
         let words = ["--log", "tarnfs::fuse=trace", "--log-file", "log", "mount"];
         let mounted = Command::new(TARNFS)
             .args(words)
+            .args(options)
             .args(["--upper", "up", "image.tar", "mnt"])
             .env("TARNFS_STORE", bench.path("store"))
             .env_remove("TARNFS_LOG")
@@ -188,12 +189,70 @@ fn execute(path: &Path) {
     assert!(program.status().unwrap().success());
 }
 
+/// Stores one byte in a page by a shared map, and has it written.
+fn store(path: &Path) {
+    let script = "import mmap, os, sys\n\
+        fd = os.open(sys.argv[1], os.O_RDWR)\n\
+        held = mmap.mmap(fd, 4096)\n\
+        held[0:1] = b'!'\n\
+        held.flush()\n";
+    let stored = Command::new("python3")
+        .args(["-c", script])
+        .arg(path)
+        .status();
+    assert!(stored.unwrap().success());
+}
+
+/// With `--upper-passthrough off` the server sees each write and store, of files that the image
+/// had, too; and reads of large files of the image pass it by as ever.
+#[test]
+fn all_that_is_written_comes_to_the_server() {
+    if !can_mount() || !has("python3") {
+        return;
+    }
+    for (options, by_requests) in [
+        (["--upper-passthrough", "off"], true),
+        (["--upper-passthrough", "on"], false),
+    ] {
+        let bench = Bench::new(&options);
+        // Not what the bench counts, which waits until all files are closed.
+        let so_far = || {
+            let log = fs::read_to_string(bench.path("log")).unwrap();
+            log.matches("op=\"write\"").count()
+        };
+        let writes = |what: &str, n: usize, action: &dyn Fn()| {
+            let before = so_far();
+            action();
+            let sent = so_far() - before;
+            assert_eq!(sent, if by_requests { n } else { 0 }, "{what}: {options:?}");
+        };
+        writes("new", 1, &|| make(&bench.mnt("new")));
+        writes("again", 10, &|| overwrite(&bench.mnt("new"), 10));
+        writes("of the image", 10, &|| overwrite(&bench.mnt("dir/3"), 10));
+        let read_all = bench.count(|| read(&bench.mnt("big")));
+        assert_eq!(read_all.get("read"), None, "{options:?}: {read_all:?}");
+        let reader = File::open(bench.mnt("big")).unwrap();
+        writes("open meanwhile", 10, &|| overwrite(&bench.mnt("big"), 10));
+        writes("a store", 1, &|| store(&bench.mnt("big")));
+        drop(reader);
+        writes("a store later", 1, &|| store(&bench.mnt("dir/3")));
+        assert_eq!(
+            fs::read(bench.mnt("big")).unwrap()[..11],
+            *b"!xxxxxxxxx\x07"
+        );
+        assert_eq!(
+            fs::read(bench.path("up/dir/3")).unwrap()[..11],
+            *b"!xxxxxxxxx\x07"
+        );
+    }
+}
+
 #[test]
 fn no_more_requests_are_sent_than_the_table_says() {
     if !can_mount() {
         return;
     }
-    let bench = Bench::new();
+    let bench = Bench::new(&[]);
     let at = |name: &str| bench.mnt(name);
     // The kernel learns what it asks of a mount once: the root's attributes, FLUSH, OPENDIR.
     look(&at("dir"));

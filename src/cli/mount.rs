@@ -53,8 +53,8 @@ const READY: &[u8] = b"ready\n";
 
 Options of -o: ro rw suid nosuid dev nodev exec noexec noatime relatime strictatime
   nodiratime nosymfollow sync dirsync lazytime allow_other remount, upperdir= workdir=
-  tmpfs[=SIZE] volatile engine= store= fsname= subtype= max_read= passthrough= noopen keep_awake=
-  verify= readahead= record= prefetch= prefetch_max= log= log_file=; what only fstab's readers mind (auto
+  tmpfs[=SIZE] volatile engine= store= fsname= subtype= max_read= passthrough= upper_passthrough=
+  noopen keep_awake= verify= readahead= record= prefetch= prefetch_max= log= log_file=; what only fstab's readers mind (auto
   nofail user _netdev x-* …) is passed over")]
 pub(crate) struct Args {
     /// The image: a tar, a name or digest of the store, or where to import it from

@@ -13,7 +13,7 @@ use tarnfs::sys::mount::MountAttrs;
 
 use super::engine::EngineName;
 use super::mount::Verify;
-use super::serving::{Awake, PassThrough};
+use super::serving::{Awake, PassThrough, Switch};
 
 /// What a list of options asks for. The last word on a thing counts.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -28,6 +28,7 @@ pub(crate) struct Options {
     pub(crate) max_read: Option<u32>,
     pub(crate) read_ahead: Option<u32>,
     pub(crate) passthrough: Option<PassThrough>,
+    pub(crate) upper_passthrough: Option<Switch>,
     pub(crate) noopen: bool,
     pub(crate) keep_awake: Option<Awake>,
     pub(crate) verify: Option<Verify>,
@@ -165,6 +166,7 @@ impl Options {
             "max_read" => self.max_read = Some(parsed(key, &text()?)?),
             "readahead" => self.read_ahead = Some(parsed(key, &text()?)?),
             "passthrough" => self.passthrough = Some(parsed(key, &text()?)?),
+            "upper_passthrough" => self.upper_passthrough = Some(parsed(key, &text()?)?),
             "verify" => {
                 let said = text()?;
                 let verify = Verify::from_str(&said, false);
@@ -300,6 +302,7 @@ mod tests {
         assert!(parse("max_read=many").is_err());
         assert!(parse("readahead=-1").is_err());
         assert!(parse("passthrough=some").is_err());
+        assert!(parse("upper_passthrough=maybe").is_err());
         assert!(parse("keep_awake=maybe").is_err());
         assert!(parse("record=").is_err());
         assert!(parse("prefetch_max=0").is_err());

@@ -1,4 +1,5 @@
-//! How the FUSE server is to serve: `--passthrough`, `--noopen`, `--keep-awake`.
+//! How the FUSE server is to serve: `--passthrough`, `--upper-passthrough`, `--noopen`,
+//! `--keep-awake`.
 
 use std::str::FromStr;
 
@@ -21,6 +22,22 @@ impl FromStr for PassThrough {
                 Ok(size) => Ok(Self(Some(size))),
                 Err(_) => Err(format!("{size:?} is no size, nor \"all\" or \"off\"")),
             },
+        }
+    }
+}
+
+/// Whether something is to be done: `on` or `off`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Switch(pub(crate) bool);
+
+impl FromStr for Switch {
+    type Err = String;
+
+    fn from_str(said: &str) -> Result<Self, String> {
+        match said {
+            "on" => Ok(Self(true)),
+            "off" => Ok(Self(false)),
+            _ => Err(format!("{said:?} is neither \"on\" nor \"off\"")),
         }
     }
 }
@@ -51,6 +68,10 @@ pub(crate) struct ServingArgs {
     /// and write those of the upper; `off`: none [default: 64K]
     #[arg(long, value_name = "SIZE")]
     pub(crate) passthrough: Option<PassThrough>,
+    /// Whether --passthrough goes for files of the upper: with `off` all that is written comes to
+    /// the server as requests [default: on]
+    #[arg(long, value_name = "on|off")]
+    pub(crate) upper_passthrough: Option<Switch>,
     /// Open files without asking the server, and read and write all by requests: for many small
     /// files that are mostly read
     #[arg(long)]
@@ -67,6 +88,9 @@ impl ServingArgs {
         let default = Settings::default();
         Settings {
             passthrough: self.passthrough.map_or(default.passthrough, |said| said.0),
+            upper_passthrough: self
+                .upper_passthrough
+                .map_or(default.upper_passthrough, |said| said.0),
             noopen: self.noopen,
             keep_awake: self.keep_awake.map_or(default.keep_awake, |said| said.0),
         }
@@ -79,6 +103,10 @@ impl ServingArgs {
                 passthrough: Some(_),
                 ..
             } => Some("--passthrough"),
+            Self {
+                upper_passthrough: Some(_),
+                ..
+            } => Some("--upper-passthrough"),
             Self { noopen: true, .. } => Some("--noopen"),
             Self {
                 keep_awake: Some(_),
@@ -100,6 +128,20 @@ mod tests {
         assert_eq!(from("always"), Ok(KeepAwake::Always));
         assert_eq!(from("never"), Ok(KeepAwake::Never));
         assert!(from("").is_err() && from("yes").is_err());
+    }
+
+    #[test]
+    fn on_or_off() {
+        let from = |said: &str| said.parse::<Switch>().map(|switch| switch.0);
+        assert_eq!((from("on"), from("off")), (Ok(true), Ok(false)));
+        assert!(from("").is_err() && from("yes").is_err());
+        let off = ServingArgs {
+            upper_passthrough: Some(Switch(false)),
+            ..ServingArgs::default()
+        };
+        assert!(!off.settings().upper_passthrough);
+        assert_eq!(off.settings().passthrough, Settings::default().passthrough);
+        assert!(off.for_server().is_some());
     }
 
     #[test]

@@ -26,6 +26,8 @@ pub(super) struct Aliases {
     by_alias: DashMap<u64, Alias>,
     /// The one that lookups answer with, by the inode's own number.
     current: DashMap<u64, u64>,
+    /// Inodes that have or had an alias.
+    known_twice: DashMap<u64, ()>,
     made: AtomicU64,
 }
 
@@ -76,6 +78,11 @@ impl Aliases {
         self.current(ino) != ino.0
     }
 
+    /// Whether the kernel may have pages of the inode under more than one number.
+    pub(super) fn is_known_twice(&self, nodeid: u64) -> bool {
+        !self.known_twice.is_empty() && self.known_twice.contains_key(&self.ino(nodeid).0)
+    }
+
     /// Whether lookups answer with another number than `nodeid`.
     pub(super) fn is_passed(&self, nodeid: u64) -> bool {
         self.current(self.ino(nodeid)) != nodeid
@@ -84,6 +91,7 @@ impl Aliases {
     /// Lookups no longer answer with `nodeid`.
     pub(super) fn renew(&self, nodeid: u64) {
         let ino = self.ino(nodeid);
+        self.known_twice.insert(ino.0, ());
         let fresh = || FIRST | self.made.fetch_add(1, Ordering::Relaxed);
         let mut current = self.current.entry(ino.0).or_insert(ino.0);
         if *current == nodeid {
@@ -138,7 +146,7 @@ mod tests {
     fn an_inode_goes_by_its_latest_alias() {
         let aliases = Aliases::default();
         assert_eq!((aliases.show(Ino(7)), aliases.ino(7)), (7, Ino(7)));
-        assert!(!aliases.has_alias(7));
+        assert!(!aliases.has_alias(7) && !aliases.is_known_twice(7));
         aliases.renew(7);
         let first = aliases.show(Ino(7));
         assert!(first >= FIRST && aliases.ino(first) == Ino(7));
@@ -165,6 +173,7 @@ mod tests {
         assert_eq!((aliases.show(Ino(7)), aliases.ino(alias)), (7, Ino(alias)));
         assert_eq!(forget(7, 3), Ino(7));
         aliases.renew(7);
+        assert!(aliases.is_known_twice(7) && !aliases.is_known_twice(8));
         assert_ne!(aliases.show(Ino(7)), alias, "numbers are not used again");
     }
 

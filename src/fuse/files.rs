@@ -64,9 +64,19 @@ impl Served {
     /// The file that is passed through, and how the kernel is to open it.
     fn passed(&self) -> Option<(&BackingId, FopenFlags)> {
         match self {
-            Self::Requests => None,
+            Self::Requests { .. } => None,
             Self::Kernel(id) => Some((id, BY_KERNEL)),
             Self::MapsOnly(id) => Some((id, MAPS_ONLY)),
+        }
+    }
+
+    /// How the kernel is to open what is not.
+    fn flags(&self) -> FopenFlags {
+        match self {
+            // What it has kept it drops, and what was stored there it writes back first
+            // (fs/fuse/file.c:fuse_finish_open()).
+            Self::Requests { anew: true } => FopenFlags::empty(),
+            _ => OPENED,
         }
     }
 }
@@ -118,7 +128,7 @@ impl Adapter {
         match answer {
             Ok((fh, served)) => match served.passed() {
                 Some((id, flags)) => reply.opened_passthrough(fh, flags, id),
-                None => reply.opened(fh, OPENED),
+                None => reply.opened(fh, served.flags()),
             },
             Err(errno) => reply.error(errno),
         }
@@ -177,7 +187,7 @@ impl Adapter {
                     Some((id, flags)) => {
                         reply.created_passthrough(&FOREVER, attr, generation, fh, flags, id);
                     }
-                    None => reply.created(&FOREVER, attr, generation, fh, OPENED),
+                    None => reply.created(&FOREVER, attr, generation, fh, served.flags()),
                 }
             }
             Err(errno) => reply.error(errno),

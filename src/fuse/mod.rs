@@ -67,6 +67,10 @@ pub struct Settings {
     /// the image that is served so does not see what is written to the file later, as with
     /// overlayfs. Needs root and Linux 6.9; without, all goes by requests. `None`: all does.
     pub passthrough: Option<u64>,
+    /// Let it do so with files of the upper too. Without, all that is written, stores to shared
+    /// maps included, comes to the server as requests; files of the image are read as
+    /// [`Self::passthrough`] says.
+    pub upper_passthrough: bool,
     /// Answer OPEN with ENOSYS: the kernel then opens and closes all files without asking, and
     /// reads and writes them by their inodes. Excludes passthrough.
     pub noopen: bool,
@@ -78,6 +82,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             passthrough: Some(PASSTHROUGH_FROM),
+            upper_passthrough: true,
             noopen: false,
             keep_awake: KeepAwake::default(),
         }
@@ -110,7 +115,7 @@ impl Connection {
         // set-user-ID programs of the mount's own user.
         let acl = SessionACL::All;
         let passthrough = settings.passthrough.filter(|_| !settings.noopen);
-        let opens = Arc::new(Opens::new(passthrough));
+        let opens = Arc::new(Opens::new(passthrough, settings.upper_passthrough));
         let adapter = Adapter {
             overlay,
             opens: Arc::clone(&opens),

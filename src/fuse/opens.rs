@@ -55,8 +55,9 @@ enum How {
 /// How one open file is served.
 #[derive(Debug)]
 pub(super) enum Served {
-    /// By requests.
-    Requests,
+    /// By requests. `anew`: pages that the kernel has kept under this number may be old, since what
+    /// was written by another number of the inode has not changed them.
+    Requests { anew: bool },
     /// By the kernel, from this file.
     Kernel(Arc<BackingId>),
     /// Its maps by the kernel, from this file; reads and writes by requests.
@@ -78,6 +79,8 @@ struct Open {
 pub(super) struct Opens {
     /// Files of the image of at least so many bytes are served by the kernel; `None`: nothing is.
     from: Option<u64>,
+    /// Those of the upper are not, whatever `from` says.
+    not_upper: bool,
     open: DashMap<u64, Open>,
     /// Backing files of the image.
     image: Kept<Nid, Arc<BackingId>, KEPT>,
@@ -91,10 +94,12 @@ pub(super) struct Opens {
 }
 
 impl Opens {
-    /// `from` as in [`Settings::passthrough`](super::Settings::passthrough).
-    pub(super) fn new(from: Option<u64>) -> Self {
+    /// `from` as in [`Settings::passthrough`](super::Settings::passthrough), `upper` as in
+    /// [`Settings::upper_passthrough`](super::Settings::upper_passthrough).
+    pub(super) fn new(from: Option<u64>, upper: bool) -> Self {
         Self {
             from,
+            not_upper: !upper,
             ..Self::default()
         }
     }
@@ -136,7 +141,7 @@ impl Opens {
         backing: OpenBacking<'_>,
     ) -> Answer<Served> {
         let Some(from) = self.from() else {
-            return Ok(Served::Requests);
+            return Ok(Served::Requests { anew: false });
         };
         // Looked at under the lock of the entry: two first opens must not choose differently.
         let entry = self.open.entry(nodeid.0);
@@ -181,7 +186,10 @@ impl Opens {
         });
         open.count = open.count.saturating_add(1);
         let id = match how {
-            How::Requests => return Ok(Served::Requests),
+            How::Requests => {
+                let anew = self.aliases.is_known_twice(nodeid.0);
+                return Ok(Served::Requests { anew });
+            }
             // What is started is read by maps as well, and must be one program.
             How::Image(id) if flags & FMODE_EXEC != 0 => return Ok(Served::Kernel(id)),
             How::Image(id) => match bytes {
@@ -239,7 +247,7 @@ impl Opens {
 
     /// A file of the upper that nobody has open.
     fn upper_file(&self, fd: BorrowedFd<'_>, backing: OpenBacking<'_>) -> How {
-        if self.upper_refused.load(Ordering::Relaxed) {
+        if self.not_upper || self.upper_refused.load(Ordering::Relaxed) {
             return How::Requests;
         }
         // What gets set-user-ID later loses it by a write: the kernel writes as who gives it the

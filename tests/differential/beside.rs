@@ -60,6 +60,8 @@ pub(crate) enum Beside {
     /// A mount whose files the kernel reads by itself: descriptors from before a copy-up go on with
     /// the image's bytes on both sides.
     OverlayfsByKernel,
+    /// The same of the image's files; what is written comes as requests.
+    OverlayfsByRequests,
     /// A mount whose files the kernel opens without asking.
     DirectoryUnopened,
 }
@@ -87,7 +89,10 @@ fn only_cuts(flags: u32) -> bool {
 
 impl Beside {
     pub(crate) fn is_overlayfs(self) -> bool {
-        matches!(self, Self::Overlayfs | Self::OverlayfsByKernel)
+        matches!(
+            self,
+            Self::Overlayfs | Self::OverlayfsByKernel | Self::OverlayfsByRequests
+        )
     }
 
     /// How the mount beside it is to serve.
@@ -97,6 +102,7 @@ impl Beside {
             Self::Directory => &["-o", "passthrough=2M"],
             Self::Overlayfs => &[],
             Self::OverlayfsByKernel => &["-o", "passthrough=all"],
+            Self::OverlayfsByRequests => &["-o", "passthrough=all,upper_passthrough=off"],
             Self::DirectoryUnopened => &["-o", "noopen"],
         }
     }
@@ -115,7 +121,9 @@ impl Beside {
     pub(crate) fn root(self, sandbox: &Sandbox) -> PathBuf {
         match self {
             Self::Directory | Self::DirectoryUnopened => sandbox.at(TREE),
-            Self::Overlayfs | Self::OverlayfsByKernel => sandbox.at("overlay"),
+            Self::Overlayfs | Self::OverlayfsByKernel | Self::OverlayfsByRequests => {
+                sandbox.at("overlay")
+            }
         }
     }
 
@@ -179,7 +187,7 @@ impl Beside {
             }
             Op::RemoveAcl(..) if self.is_overlayfs() && want == Err(Errno::NODATA) => got == Ok(0),
             Op::More(More::Seek(..) | More::SeekHeld(..)) => match self {
-                Self::Overlayfs | Self::OverlayfsByKernel => true,
+                Self::Overlayfs | Self::OverlayfsByKernel | Self::OverlayfsByRequests => true,
                 // Whether a range that was allocated and never written is data is for the
                 // filesystem to say, and ext4 says it by what lies in memory
                 // (mm/filemap.c:mapping_seek_hole_data()).

@@ -126,7 +126,10 @@ impl Comparison {
         let numbered = !self.beside.is_overlayfs();
         let mut expected = look(&other.root, self.begun, numbered);
         // Nor does a listing of ours tell the number of a file that is open from before its copy-up.
-        let ours = self.beside != Beside::OverlayfsByKernel;
+        let ours = !matches!(
+            self.beside,
+            Beside::OverlayfsByKernel | Beside::OverlayfsByRequests
+        );
         let mut found = look(&mount.root, self.begun, ours);
         if self.beside.is_overlayfs() {
             let all = expected.values_mut().chain(found.values_mut());

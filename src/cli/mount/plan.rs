@@ -102,6 +102,7 @@ impl Plan {
             global,
             serving: ServingArgs {
                 passthrough: args.serving.passthrough.or(options.passthrough),
+                upper_passthrough: (args.serving.upper_passthrough).or(options.upper_passthrough),
                 noopen: args.serving.noopen || options.noopen,
                 keep_awake: args.serving.keep_awake.or(options.keep_awake),
             },
