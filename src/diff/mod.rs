@@ -18,6 +18,9 @@ mod pattern;
 mod podman;
 mod walk;
 
+#[cfg(test)]
+mod tests;
+
 pub use pattern::{Pattern, PatternError};
 
 use std::io::{self, Write};
