@@ -12,6 +12,7 @@ pub mod actors;
 pub mod compress;
 pub mod diff;
 pub mod erofs;
+pub mod export;
 pub mod flatten;
 pub mod fuse;
 pub mod import;

@@ -59,6 +59,8 @@ struct World {
     full: PathBuf,
     damaged: PathBuf,
     short: PathBuf,
+    /// With the images, and `below`, the lowest layer of image0.
+    chain: PathBuf,
     /// The images by name, and what they hold.
     known: Vec<(String, String)>,
     store: PathBuf,
@@ -69,11 +71,13 @@ impl World {
         let sandbox = Sandbox::new();
         let at = |name: &str| sandbox.at(name);
         let base = layer("base", 1, LEN);
+        stored::layout(&at("below"), std::slice::from_ref(&base));
         let layers = [base.clone(), layer("mid", 100, LEN), layer("top", 200, LEN)];
         stored::layout(&at("layout"), &layers);
         stored::docker_archive(&at("docker.tar"), &[base, layer("other", 300, LEN)]);
         stored::tar_gz(&at("one.tar.gz"), &layer("one", 400, LEN));
         let shown = |prefix: &str, name: &str| format!("{prefix}{}", at(name).display());
+        let below = shown("oci:", "below");
         let sources = vec![
             shown("oci:", "layout"),
             shown("docker-archive:", "docker.tar"),
@@ -84,6 +88,7 @@ impl World {
             full: at("full"),
             damaged: at("damaged"),
             short: at("short"),
+            chain: at("chain"),
             store: at("store"),
             known: Vec::new(),
             sources,
@@ -97,6 +102,8 @@ impl World {
             world.known.push((name, content));
         }
         tarnfs_ok(&world.full, &["tag", "image0", "also"]);
+        copy(&world.full, &world.chain);
+        tarnfs_ok(&world.chain, &["import", "--name", "below", &below]);
         // image0: a layer of its own, and its index. The one that it shares stays right.
         let top = tarnfs::digest::Digest::of(&layers[2]).hex();
         let layer = |store: &Path| store.join(format!("blobs/sha256/{top}.tar"));
@@ -241,6 +248,12 @@ fn cases(world: &World) -> Vec<Case> {
             &["verify", "--repair", "image0"],
             &["image1", "image2"],
             all,
+        ),
+        Case::new(
+            &world.chain,
+            &["squash", "--base", "below", "--name", "one", "image0"],
+            all,
+            &["image0", "one"],
         ),
         Case::new(&world.short, &["import", oci], &["image1", "image2"], all),
     ]

@@ -8,6 +8,7 @@ mod demo;
 mod diff;
 mod doctor;
 mod engine;
+mod export;
 mod fetch;
 mod flatten;
 mod gc;
@@ -27,6 +28,7 @@ mod print;
 mod progress;
 mod run;
 mod serving;
+mod squash;
 mod stat;
 mod tree;
 mod umount;
@@ -100,6 +102,8 @@ enum Command {
     Inspect(inspect::Args),
     Flatten(flatten::Args),
     Diff(diff::Args),
+    Export(export::Args),
+    Squash(squash::Args),
     Doctor(doctor::Args),
     Demo(demo::Args),
     Bench(bench::Args),
@@ -165,6 +169,8 @@ fn run(global: &Global, command: Command) -> anyhow::Result<ExitCode> {
         Command::Inspect(args) => inspect::run(global, args),
         Command::Flatten(args) => flatten::run(global, args),
         Command::Diff(args) => diff::run(global, args),
+        Command::Export(args) => export::run(global, args),
+        Command::Squash(args) => squash::run(global, args),
         Command::Doctor(args) => doctor::run(global, args),
         Command::Demo(args) => demo::run(global, args),
         Command::Bench(args) => bench::run(global, args),

@@ -16,6 +16,9 @@ use rustix::io::Errno;
 
 use crate::sys;
 
+/// How temporary names begin and end.
+const TEMP: &str = ".tarnfs-";
+const TEMP_END: &str = ".tmp";
 /// Temporary names that are tried.
 const TRIES: u32 = 100;
 /// Of the new file, but for what umask(2) takes.
@@ -172,11 +175,16 @@ fn temporary(parent: &Path) -> io::Result<(File, Option<String>)> {
     Ok((file, Some(temp)))
 }
 
+/// Whether a file of this name is a new one that does not have its own yet.
+pub(crate) fn is_temporary(name: &[u8]) -> bool {
+    name.starts_with(TEMP.as_bytes()) && name.ends_with(TEMP_END.as_bytes())
+}
+
 /// Does `make` with a name that is free.
 fn named<T>(make: impl Fn(&str) -> io::Result<T>) -> io::Result<(T, String)> {
     let mut n = 0;
     loop {
-        let temp = format!(".tarnfs-{}-{n}.tmp", std::process::id());
+        let temp = format!("{TEMP}{}-{n}{TEMP_END}", std::process::id());
         match make(&temp) {
             Ok(made) => return Ok((made, temp)),
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists && n < TRIES => n += 1,

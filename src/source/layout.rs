@@ -33,7 +33,15 @@ pub(super) struct Layout {
     entries: Vec<Descriptor>,
 }
 
-struct Stored(Box<dyn Files>);
+struct Stored {
+    files: Box<dyn Files>,
+    /// Of an image of which only a part is here: the image that has the other layers.
+    since: Option<String>,
+}
+
+/// Of an entry of the index: not all layers of the image are here, the others are those of the image
+/// with this digest. Import and export have it from here.
+pub const SINCE: &str = "dev.tarnfs.since";
 
 impl Layout {
     /// The image of `files` that `pick` says; errors call the layout `what`.
@@ -58,8 +66,10 @@ impl Layout {
         let label = files.label(INDEX);
         let index = must(&*files, INDEX)?.bytes(MANIFEST_MAX, &label)?;
         let index = oci::index(&index, Some(oci::INDEX), &label)?;
-        let blobs = Stored(files);
+        let mut blobs = Stored { files, since: None };
         let entries = picked(index.manifests, pick, &blobs, &what)?;
+        let since = |entry: &Descriptor| entry.annotations.get(SINCE).cloned();
+        blobs.since = entries.iter().find_map(since);
         Ok(Self {
             blobs,
             what,
@@ -138,7 +148,7 @@ fn name(digest: Digest) -> String {
 
 impl Blobs for Stored {
     fn json(&self, descriptor: &Descriptor, max: u64, what: &str) -> Result<Vec<u8>, SourceError> {
-        let Some(part) = self.0.find(&name(descriptor.digest))? else {
+        let Some(part) = self.files.find(&name(descriptor.digest))? else {
             return Err(bad(what, "is missing: there is no such blob"));
         };
         oci::same_len(part.len(), descriptor, what)?;
@@ -146,7 +156,12 @@ impl Blobs for Stored {
     }
 
     fn layer(&self, descriptor: &Descriptor, what: &str) -> Result<(), SourceError> {
-        present(&*self.0, &name(descriptor.digest), descriptor, what)
+        let name = name(descriptor.digest);
+        // Whether the store has it, only whoever imports knows.
+        if self.since.is_some() && self.files.find(&name)?.is_none() {
+            return Ok(());
+        }
+        present(&*self.files, &name, descriptor, what)
     }
 }
 
@@ -202,6 +217,18 @@ impl Source for Layout {
 
     fn layer(&self, layer: &Layer) -> Result<Box<dyn Read + Send>, SourceError> {
         let digest = stored_digest(layer, &self.what)?;
-        stream(&*self.blobs.0, &name(digest), layer, &self.what)
+        let name = name(digest);
+        let Stored { files, since } = &self.blobs;
+        if let Some(since) = since
+            && files.find(&name)?.is_none()
+        {
+            let what = format!("{}: layer {}", self.what, layer.position + 1);
+            let since = shown(since);
+            let why = format!(
+                "is not here: this is only what the image has beyond {since}; import that one first"
+            );
+            return Err(bad(what, why));
+        }
+        stream(&**files, &name, layer, &self.what)
     }
 }

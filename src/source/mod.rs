@@ -18,6 +18,7 @@ mod part;
 #[cfg(test)]
 mod hostile_tests;
 
+pub use layout::SINCE;
 pub use location::{Location, parse};
 pub mod registry;
 

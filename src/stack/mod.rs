@@ -210,6 +210,13 @@ pub fn checkpoints(image: &Image) -> Result<usize, StackError> {
     config::checkpoints(&config, image.record().layers.len()).map_err(failed)
 }
 
+/// A configuration for a bare tar, which has none: what the OCI image specification asks for, of an
+/// image of `layers` for this machine.
+#[must_use]
+pub fn minimal_config(layers: &[Digest]) -> Vec<u8> {
+    config::minimal(layers)
+}
+
 /// The own digest of `image` in the store, for [`add_layer`]: a local tar, which lies elsewhere and
 /// may change, is taken into the store first, as `tarnfs import` does.
 ///
