@@ -193,7 +193,7 @@ fn execute(path: &Path) {
 fn store(path: &Path) {
     let script = "import mmap, os, sys\n\
         fd = os.open(sys.argv[1], os.O_RDWR)\n\
-        held = mmap.mmap(fd, 4096)\n\
+        held = mmap.mmap(fd, 0)\n\
         held[0:1] = b'!'\n\
         held.flush()\n";
     let stored = Command::new("python3")

@@ -109,6 +109,7 @@ impl Adapter {
             return reply.error(Errno::ENOSYS);
         }
         let answer = guarded("open", || {
+            let expected = self.opens.expect(flags.0);
             let handle = self
                 .overlay
                 .open(self.ino(nodeid), flags.0)
@@ -121,6 +122,7 @@ impl Adapter {
                     nodeid,
                     (handle, flags.0),
                     &backing,
+                    expected,
                 )
                 .map(|served| (FileHandle(handle.0), served))
                 .inspect_err(|_| self.overlay.release(handle))
@@ -149,6 +151,7 @@ impl Adapter {
             return reply.error(Errno::ENOSYS);
         }
         let answer = guarded("create", || {
+            let expected = self.opens.expect(flags);
             let (entry, handle) = self
                 .overlay
                 .create(
@@ -173,6 +176,7 @@ impl Adapter {
                     shown.attr.ino,
                     (handle, flags),
                     &backing,
+                    expected,
                 )
                 .inspect_err(|_| {
                     self.overlay.release(handle);

@@ -19,6 +19,7 @@ mod convert;
 mod dirs;
 mod entries;
 mod files;
+mod freeze;
 mod init;
 mod kept;
 mod opens;
@@ -47,6 +48,7 @@ use crate::overlay::{self, Ino, Overlay};
 
 pub use aside::KeepAwake;
 use files::Writer;
+pub use freeze::{FreezeError, Freezer};
 use opens::Opens;
 use spin::Spin;
 use unopened::Unopened;
@@ -68,8 +70,8 @@ pub struct Settings {
     /// overlayfs. Needs root and Linux 6.9; without, all goes by requests. `None`: all does.
     pub passthrough: Option<u64>,
     /// Let it do so with files of the upper too. Without, all that is written, stores to shared
-    /// maps included, comes to the server as requests; files of the image are read as
-    /// [`Self::passthrough`] says.
+    /// maps included, comes to the server as requests, which can count it and hold it back
+    /// ([`Connection::freezer`]); files of the image are read as [`Self::passthrough`] says.
     pub upper_passthrough: bool,
     /// Answer OPEN with ENOSYS: the kernel then opens and closes all files without asking, and
     /// reads and writes them by their inodes. Excludes passthrough.
@@ -95,6 +97,7 @@ pub const PASSTHROUGH_FROM: u64 = 64 << 10;
 /// Serves the requests of one FUSE connection until it ends.
 pub struct Connection {
     session: Session<Adapter>,
+    freezer: Freezer,
 }
 
 impl std::fmt::Debug for Connection {
@@ -116,6 +119,7 @@ impl Connection {
         let acl = SessionACL::All;
         let passthrough = settings.passthrough.filter(|_| !settings.noopen);
         let opens = Arc::new(Opens::new(passthrough, settings.upper_passthrough));
+        let freezer = Freezer::new(overlay.freezer(), Arc::clone(&opens));
         let adapter = Adapter {
             overlay,
             opens: Arc::clone(&opens),
@@ -125,7 +129,13 @@ impl Connection {
         };
         let session = Session::from_fd(adapter, device, acl, init::session_config(acl))?;
         opens.set_notifier(session.notifier());
-        Ok(Self { session })
+        Ok(Self { session, freezer })
+    }
+
+    /// What holds back what is written, while this is served in whatever thread.
+    #[must_use]
+    pub fn freezer(&self) -> Freezer {
+        self.freezer.clone()
     }
 
     /// Serves until the kernel ends the connection: the mount is gone and nobody holds a file of

@@ -17,7 +17,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use dashmap::DashMap;
@@ -88,6 +88,8 @@ pub(super) struct Opens {
     refused: AtomicBool,
     /// It takes none of the upper's filesystem.
     upper_refused: AtomicBool,
+    /// How many open files the kernel may write to by itself, or is about to be let.
+    written_past: AtomicU64,
     aliases: Aliases,
     refusals: Refusals,
     notifier: OnceLock<Notifier>,
@@ -128,6 +130,25 @@ impl Opens {
         &self.aliases
     }
 
+    /// To be called before the overlay opens a file, which waits while it is frozen: who freezes it
+    /// must know of all that the kernel may be let write to. What is counted is not taken back where
+    /// [`Self::open`] answers that the kernel may.
+    pub(super) fn expect(&self, flags: i32) -> Expected<'_> {
+        let counts = !self.not_upper && self.passthrough() && writes(flags);
+        if counts {
+            self.written_past.fetch_add(1, Ordering::SeqCst);
+        }
+        Expected {
+            opens: self,
+            counts,
+        }
+    }
+
+    /// How many files are open that the kernel may write to by itself.
+    pub(super) fn written_past(&self) -> u64 {
+        self.written_past.load(Ordering::SeqCst)
+    }
+
     /// Chooses how what has just been opened is served. [`Self::release`] takes it back.
     ///
     /// # Errors
@@ -139,6 +160,7 @@ impl Opens {
         nodeid: INodeNo,
         (handle, flags): (Handle, i32),
         backing: OpenBacking<'_>,
+        expected: Expected<'_>,
     ) -> Answer<Served> {
         let Some(from) = self.from() else {
             return Ok(Served::Requests { anew: false });
@@ -147,7 +169,7 @@ impl Opens {
         let entry = self.open.entry(nodeid.0);
         let bytes = overlay.bytes_of(handle).map_err(errno)?;
         let direct = flags & libc::O_DIRECT != 0;
-        let writes = flags & libc::O_ACCMODE != libc::O_RDONLY;
+        let writes = writes(flags);
         let how = match &entry {
             Entry::Occupied(open) => open.get().how.clone(),
             Entry::Vacant(_) => match &bytes {
@@ -200,6 +222,7 @@ impl Opens {
         };
         if writes {
             open.writers = open.writers.saturating_add(1);
+            expected.comes_true();
         }
         drop(open);
         // What is open for writing alone cannot be mapped.
@@ -275,9 +298,10 @@ impl Opens {
         let open = entry.get_mut();
         open.count = open.count.saturating_sub(1);
         if let How::Upper(_) = open.how
-            && flags & libc::O_ACCMODE != libc::O_RDONLY
+            && writes(flags)
         {
             open.writers = open.writers.saturating_sub(1);
+            self.written_past.fetch_sub(1, Ordering::SeqCst);
         }
         if open.count == 0 {
             let open = entry.remove();
@@ -333,6 +357,33 @@ impl Opens {
             tracing::debug!(ino = %nodeid, "the kernel was not told: {error}");
         }
     }
+}
+
+/// An open file that the kernel may be let write to by itself. Not so after all, if it is dropped.
+#[derive(Debug)]
+pub(super) struct Expected<'a> {
+    opens: &'a Opens,
+    counts: bool,
+}
+
+impl Expected<'_> {
+    /// It is counted until [`Opens::release`].
+    fn comes_true(mut self) {
+        self.counts = false;
+    }
+}
+
+impl Drop for Expected<'_> {
+    fn drop(&mut self) {
+        if self.counts {
+            self.opens.written_past.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+}
+
+/// Whether what is opened with these flags can be written to.
+fn writes(flags: i32) -> bool {
+    flags & libc::O_ACCMODE != libc::O_RDONLY
 }
 
 /// Whether what an open file is written has to come by requests, though it is served by the kernel:

@@ -37,7 +37,7 @@ pub use signals::Signals;
 pub use unmount::{How, Unmounted, unmount};
 pub use upper::open_upper;
 
-pub use crate::fuse::{KeepAwake, Settings};
+pub use crate::fuse::{FreezeError, Freezer, KeepAwake, Settings};
 use crate::sys::fuse::FuseParams;
 use crate::sys::mount::MountAttrs;
 

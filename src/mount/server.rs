@@ -14,7 +14,7 @@ use super::registry::{Record, Registration};
 use super::signals::{Inbox, Signals};
 use super::unmount::detach;
 use super::{MountError, MountOptions, READ_AHEAD_KIB, Settings, find_mount};
-use crate::fuse::Connection;
+use crate::fuse::{Connection, Freezer};
 use crate::overlay::Overlay;
 use crate::prefetch::{Prefetch, Running};
 use crate::sys;
@@ -40,6 +40,7 @@ pub struct Server {
     overlay: Arc<Overlay>,
     /// Told when the connection has ended, and how.
     ended: oneshot::Receiver<io::Result<()>>,
+    freezer: Freezer,
     connection: Option<u32>,
     point: Option<PathBuf>,
     registration: Option<Registration>,
@@ -133,11 +134,12 @@ impl Server {
         let mount = sys::fuse::create(&device, &options.fuse, || {
             let served = device.try_clone()?;
             let connection = Connection::open(overlay.clone(), served, settings)?;
-            ended = Some(serve_in_thread(connection)?);
+            let freezer = connection.freezer();
+            ended = Some((serve_in_thread(connection)?, freezer));
             Ok(())
         })
         .map_err(MountError::system("create the FUSE filesystem"))?;
-        let ended = ended.ok_or_else(|| {
+        let (ended, freezer) = ended.ok_or_else(|| {
             MountError::system("serve the FUSE filesystem")(io::ErrorKind::NotConnected.into())
         })?;
         let connection = sys::mount::device_minor(mount.as_fd())
@@ -145,6 +147,7 @@ impl Server {
         let server = Self {
             overlay: overlay.clone(),
             ended,
+            freezer,
             connection: Some(connection),
             point: None,
             registration: None,
@@ -216,9 +219,12 @@ impl Server {
             passthrough: None,
             ..options.serving
         };
-        let started = Connection::open(overlay.clone(), device, settings).and_then(serve_in_thread);
-        let ended = match started {
-            Ok(ended) => ended,
+        let started = Connection::open(overlay.clone(), device, settings).and_then(|connection| {
+            let freezer = connection.freezer();
+            Ok((serve_in_thread(connection)?, freezer))
+        });
+        let (ended, freezer) = match started {
+            Ok(started) => started,
             Err(source) => {
                 if let Err(error) = detach(point, true) {
                     tracing::error!("{error}");
@@ -236,6 +242,7 @@ impl Server {
         let mut server = Self {
             overlay,
             ended,
+            freezer,
             connection,
             point: None,
             registration: None,
@@ -273,6 +280,13 @@ impl Server {
     /// use already, since it takes from the same disk.
     pub fn beside(&mut self, prefetch: Prefetch) {
         self.beside = prefetch.start(&self.overlay);
+    }
+
+    /// What holds back for a moment all that is written through the mount, so that the upper can be
+    /// read as it is at one moment. It can be used while another thread [serves](Self::serve).
+    #[must_use]
+    pub fn freezer(&self) -> Freezer {
+        self.freezer.clone()
     }
 
     /// The number of the FUSE connection (the minor number of the mount's `st_dev`).

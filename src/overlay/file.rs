@@ -53,6 +53,11 @@ impl OpenFile {
     }
 }
 
+/// Whether open(2) with these flags changes a file, or is to change it.
+fn writes(flags: i32) -> bool {
+    flags & libc::O_ACCMODE != libc::O_RDONLY || flags & libc::O_TRUNC != 0
+}
+
 /// One of a file's paths.
 fn path_for_log(node: &Arc<Node>) -> String {
     let mut path = String::new();
@@ -98,11 +103,14 @@ impl Overlay {
     /// # Errors
     /// EROFS, EISDIR, and what the copy-up gives.
     pub fn open(&self, ino: Ino, flags: i32) -> Result<Handle> {
-        self.with_room(|| self.open_once(ino, flags))
+        if writes(flags) {
+            self.with_room(|| self.open_once(ino, flags))
+        } else {
+            self.open_once(ino, flags)
+        }
     }
 
     fn open_once(&self, ino: Ino, flags: i32) -> Result<Handle> {
-        let writes = flags & libc::O_ACCMODE != libc::O_RDONLY || flags & libc::O_TRUNC != 0;
         let mut target = self.target(ino)?;
         match self.kind(&target)? {
             Kind::File => {}
@@ -110,7 +118,7 @@ impl Overlay {
             // The kernel opens the others by itself.
             _ => return refuse(Errno::NXIO),
         }
-        if writes {
+        if writes(flags) {
             self.writable()?;
             if let Target::Lower(nid) = target {
                 let cut = flags & libc::O_TRUNC != 0;
@@ -311,12 +319,21 @@ impl Overlay {
         unprivileged: bool,
     ) -> Result<bool> {
         let fd = self.writing(handle)?;
-        let was = fs::fstat(fd.as_fd()).doing("reading attributes")?.attr;
-        let left = left_by(asker, &was, unprivileged);
-        if let Some(left) = left {
-            fs::chmod(fd.as_fd(), left).doing("dropping privileges")?;
+        let left = || {
+            let was = fs::fstat(fd.as_fd()).doing("reading attributes")?.attr;
+            Ok::<_, Error>(left_by(asker, &was, unprivileged))
+        };
+        if left()?.is_none() {
+            return Ok(false);
         }
-        Ok(left.is_some())
+        // Looked at again: it may have taken a while to pass.
+        self.changing(|| match left()? {
+            Some(left) => {
+                fs::chmod(fd.as_fd(), left).doing("dropping privileges")?;
+                Ok(true)
+            }
+            None => Ok(true),
+        })
     }
 
     /// The permissions that a file is left with when `asker` cuts it, if they change.

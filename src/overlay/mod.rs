@@ -7,12 +7,13 @@
 //! Rooms: [`lookup`] finds, [`locate`] finds back, [`copy_up`] brings an inode from the lower to
 //! the upper (with [`group`] and [`links`] for hard links), [`create`], [`remove`] and [`rename`]
 //! change names, [`attr`], [`xattr`], [`mod@file`] and [`dir`] (with [`listing`]) do what their
-//! names say, [`node`] holds the state, [`room`] waits for space that is about to come free.
+//! names say, [`node`] holds the state, [`room`] waits for space that is about to come free,
+//! [`gate`] holds all changes back for a moment.
 //!
-//! Lock order: an inode's `copying` → its ancestors' `copying` → `entries` of directories (two:
+//! Lock order: the [`gate`] of changing operations → an inode's `copying` → its ancestors' `copying` → `entries` of directories (two:
 //! lower number first) → `redirects_found` → `place` of nodes (two: lower number first; a
 //! directory's parent's may be read under its own) → the table's slots and the small leaf locks in
-//! [`node`]. Nothing but the first four is held across a system call. Debug builds assert the order
+//! [`node`]. Nothing but the first five is held across a system call. Debug builds assert the order
 //! ([`order`]). Who finds under `entries` that a name must be waited for (a group of hard links is
 //! rising) lets go of them first, and looks again.
 //!
@@ -26,6 +27,7 @@ mod create;
 mod dir;
 mod error;
 mod file;
+mod gate;
 mod group;
 mod links;
 mod listing;
@@ -40,6 +42,8 @@ mod xattr;
 
 pub use api::*;
 pub use error::{Error, Result};
+pub(crate) use gate::Freezer;
+pub use gate::Frozen;
 
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -92,6 +96,7 @@ pub struct Overlay {
     /// has would be missed.
     redirects_found: Mutex<bool>,
     poisoned: AtomicBool,
+    gate: Arc<gate::Gate>,
     /// How many wait for a group of hard links to rise.
     #[cfg(test)]
     await_rise: std::sync::atomic::AtomicUsize,
@@ -168,6 +173,7 @@ impl Overlay {
             fresh: true,
             redirects_found: Mutex::new(false),
             poisoned: AtomicBool::new(false),
+            gate: Arc::default(),
             #[cfg(test)]
             await_rise: std::sync::atomic::AtomicUsize::new(0),
         }

@@ -7,9 +7,11 @@ use std::ops::{Deref, DerefMut};
 
 use super::Ino;
 
-/// Which lock of a node.
+/// Which lock of a node, or the one of the overlay that comes first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Class {
+    /// Passed by each changing operation, and by one at a time of each thread.
+    Gate,
     /// Held through a copy-up.
     Copying,
     /// Held while names in a directory change.
@@ -124,8 +126,10 @@ mod checked {
     }
 
     fn may_follow(held: &Lock, next: &Lock) -> bool {
-        use Class::{Copying, Entries, Moves, PlaceRead, PlaceWrite};
+        use Class::{Copying, Entries, Gate, Moves, PlaceRead, PlaceWrite};
         match (held.class, next.class) {
+            (_, Gate) => false,
+            (Gate, _) => true,
             // An inode's, then those of the directories above it.
             (Copying, Copying) => next.is_dir && held.ino != next.ino,
             (Copying, _)
@@ -170,7 +174,10 @@ mod tests {
 
     #[test]
     fn the_order_is_held() {
-        use Class::{Copying, Entries, Moves, PlaceRead, PlaceWrite};
+        use Class::{Copying, Entries, Gate, Moves, PlaceRead, PlaceWrite};
+        assert!(allowed(&[lock(Gate, DIR), lock(Copying, FILE)]));
+        assert!(!allowed(&[lock(Copying, FILE), lock(Gate, DIR)]));
+        assert!(!allowed(&[lock(Gate, DIR), lock(Gate, DIR)]));
         let copying = [lock(Copying, FILE), lock(Copying, DIR), lock(Entries, DIR)];
         assert!(allowed(&copying));
         assert!(allowed(&[lock(Entries, DIR), lock(PlaceWrite, FILE)]));

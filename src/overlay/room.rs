@@ -126,14 +126,15 @@ impl Drop for Orphan {
 }
 
 impl Overlay {
-    /// Runs an operation, and again for each removed file whose space came free meanwhile as long
-    /// as there is no room for it. An operation that fails has changed nothing.
+    /// Runs a [changing](Self::changing) operation, and again for each removed file whose space
+    /// came free meanwhile as long as there is no room for it. An operation that fails has changed
+    /// nothing.
     pub(super) fn with_room<T>(&self, operation: impl Fn() -> Result<T>) -> Result<T> {
         let leaving = self.table.leaving();
         let mut until = None;
         loop {
             let before = leaving.left();
-            match operation() {
+            match self.changing(&operation) {
                 Err(
                     error @ Error::Upper {
                         errno: Errno::NOSPC | Errno::DQUOT,

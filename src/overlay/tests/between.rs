@@ -43,7 +43,8 @@ fn run_with(
         let other = Arc::clone(&other);
         let thread = std::thread::spawn(move || meanwhile(&other));
         // What a directory's move may wait for.
-        let free = |lock: &Lock| lock.class == Class::Copying && !lock.is_dir;
+        let free =
+            |lock: &Lock| lock.class == Class::Gate || lock.class == Class::Copying && !lock.is_dir;
         if held().iter().all(free) {
             thread.join().unwrap();
         } else {

@@ -10,6 +10,7 @@ mod between;
 mod changes;
 mod copying;
 mod faults;
+mod freezing;
 mod hard_links;
 mod kills;
 mod names;
