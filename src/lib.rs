@@ -3,6 +3,7 @@
 
 pub mod digest;
 pub mod inode;
+pub mod metrics;
 pub mod name;
 
 pub mod sys;

@@ -72,9 +72,8 @@ impl Bench {
         loop {
             let mut all = Requests::new();
             for line in fs::read_to_string(self.path("log")).unwrap().lines() {
-                if let Some((_, rest)) = line.split_once("op=\"")
+                if let Some((_, rest)) = line.split_once(": answered op=\"")
                     && let Some((op, _)) = rest.split_once('"')
-                    && op != "forget"
                 {
                     *all.entry(op.to_owned()).or_default() += 1;
                 }

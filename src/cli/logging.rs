@@ -39,7 +39,12 @@ pub(crate) fn init(global: &Global) -> anyhow::Result<()> {
         LogFormat::Text => builder.try_init(),
         LogFormat::Json => builder.json().try_init(),
     }
-    .map_err(|error| anyhow::anyhow!("the log: {error}"))
+    .map_err(|error| anyhow::anyhow!("the log: {error}"))?;
+    // Who reads objects can do nothing with the lines of a panic.
+    if global.log_format == LogFormat::Json {
+        panics_to_log();
+    }
+    Ok(())
 }
 
 fn to_file(path: &Path) -> anyhow::Result<BoxMakeWriter> {
@@ -55,4 +60,47 @@ fn to_file(path: &Path) -> anyhow::Result<BoxMakeWriter> {
 /// error, and its panics end no more than one request.
 pub(crate) fn panics_to_log() {
     std::panic::set_hook(Box::new(|info| tracing::error!("{info}")));
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{self, Write};
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_panic_is_one_object() {
+        let lines = Lines::default();
+        let to = lines.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .json()
+            .with_writer(move || to.clone())
+            .finish();
+        let hook = std::panic::take_hook();
+        panics_to_log();
+        tracing::subscriber::with_default(subscriber, || {
+            std::panic::catch_unwind(|| panic!("two\nlines \u{1b}[1m and \"quotes\"")).unwrap_err();
+        });
+        std::panic::set_hook(hook);
+        let said = lines.0.lock().unwrap().clone();
+        let said = String::from_utf8(said).unwrap();
+        let line: serde_json::Value = serde_json::from_str(said.trim_end()).unwrap();
+        assert_eq!(line["level"], "ERROR");
+        let message = line["fields"]["message"].as_str().unwrap();
+        assert!(message.contains("two\nlines"), "{message}");
+    }
 }

@@ -4,6 +4,7 @@ mod actor;
 mod bench;
 mod bundle;
 mod cat;
+mod control;
 mod demo;
 mod diff;
 mod doctor;
@@ -30,6 +31,7 @@ mod run;
 mod serving;
 mod squash;
 mod stat;
+mod stats;
 mod tree;
 mod umount;
 mod verify;
@@ -85,6 +87,7 @@ struct Cli {
 enum Command {
     Mount(mount::Args),
     Umount(umount::Args),
+    Stats(stats::Args),
     Run(run::Args),
     Actor(actor::Args),
     Bundle(bundle::Args),
@@ -153,6 +156,7 @@ fn run(global: &Global, command: Command) -> anyhow::Result<ExitCode> {
         Command::Mount(args) => mount::run(global, args),
         Command::Umount(args) => umount::run(global, args),
         Command::Actor(args) => actor::run(global, args),
+        Command::Stats(args) => stats::run(global, &args),
         Command::Run(args) => run::run(global, args),
         Command::Bundle(args) => bundle::run(global, args),
         Command::Import(args) => import::run(global, args),

@@ -12,17 +12,19 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use tarnfs::lower::Lower;
+use tarnfs::metrics::{Phase, Phases};
 use tarnfs::mount::backing::Choice;
 use tarnfs::mount::{
-    EngineChoice, MountError, MountOptions, RECORDING_KIB, Rights, Scratch, Server, Signals,
+    About, EngineChoice, MountError, MountOptions, RECORDING_KIB, Rights, Scratch, Server, Signals,
     check_point, detach_from_terminal, engine_of, find_mount, kernel, open_upper, prepare_process,
-    resolve_point, rights, state_dirs,
+    resolve_point, rights, state_dirs, timed,
 };
 use tarnfs::overlay::{self, Overlay};
 use tarnfs::sys::mount::{MountAttrs, set_attrs};
 use tarnfs::sys::process::{Forked, Running, fork};
 use tarnfs::upper::Upper;
 
+use super::control::ControlArgs;
 use super::engine::EngineName;
 use super::image::ImageArg;
 use super::prefetch::PrefetchArgs;
@@ -54,7 +56,8 @@ const READY: &[u8] = b"ready\n";
 Options of -o: ro rw suid nosuid dev nodev exec noexec noatime relatime strictatime
   nodiratime nosymfollow sync dirsync lazytime allow_other remount, upperdir= workdir=
   tmpfs[=SIZE] volatile engine= store= fsname= subtype= max_read= passthrough= upper_passthrough=
-  noopen keep_awake= verify= readahead= record= prefetch= prefetch_max= log= log_file=; what only fstab's readers mind (auto
+  noopen keep_awake= verify= readahead= record= prefetch= prefetch_max= control= metrics= log=
+  log_file=; what only fstab's readers mind (auto
   nofail user _netdev x-* …) is passed over")]
 pub(crate) struct Args {
     /// The image: a tar, a name or digest of the store, or where to import it from
@@ -89,6 +92,8 @@ pub(crate) struct Args {
     serving: ServingArgs,
     #[command(flatten)]
     prefetch: PrefetchArgs,
+    #[command(flatten)]
+    control: ControlArgs,
     /// What to check before mounting: nothing but lengths, or all of the index [default: never]
     #[arg(long, value_name = "WHEN", value_enum)]
     verify: Option<Verify>,
@@ -134,6 +139,7 @@ impl Args {
             engine: None,
             serving: ServingArgs::default(),
             prefetch: PrefetchArgs::default(),
+            control: ControlArgs::default(),
             verify: None,
             read_ahead: None,
             foreground: false,
@@ -196,9 +202,14 @@ fn mount_by_kernel(plan: &Plan) -> anyhow::Result<()> {
     rustix::process::umask(rustix::fs::Mode::empty());
     let point = check_point(&plan.dir, &plan.own_dirs())?;
     kernel::check()?;
-    let lower = open_image(plan)?;
-    let (overlay, scratch) = open_overlay(plan, lower)?;
-    kernel::start(overlay, scratch, &point, &mount_options(plan))?;
+    let mut about = About::default();
+    let lower = timed(&mut Phases::begin(), Phase::Image, || {
+        open_image(plan, &mut about)
+    })?;
+    let (overlay, scratch) = timed(&mut Phases::begin(), Phase::Upper, || {
+        open_overlay(plan, lower)
+    })?;
+    kernel::start(overlay, scratch, &point, &mount_options(plan, about))?;
     tracing::info!(image = %plan.image.text().display(), point = %point.display(), "mounted by the kernel");
     Ok(())
 }
@@ -256,17 +267,19 @@ pub(super) fn await_ready(server: Running) -> anyhow::Result<Waited> {
 
 /// Mounts and serves, in this process.
 fn serve(plan: &Plan) -> anyhow::Result<ExitCode> {
+    let (mut about, mut phases) = (About::default(), Phases::begin());
     let point = check_point(&plan.dir, &plan.own_dirs())?;
     // All paths of the plan are absolute.
     prepare_process().context("preparing the server process")?;
-    let mut lower = open_image(plan)?;
+    let mut lower = timed(&mut phases, Phase::Image, || open_image(plan, &mut about))?;
     let prefetch = plan.prefetch.open(&mut lower, &plan.own_dirs())?;
     // Before there is a second thread.
     let rights = rights::needed().then(Rights::acquire).transpose()?;
-    let (overlay, scratch) = open_overlay(plan, lower)?;
+    let (overlay, scratch) = timed(&mut phases, Phase::Upper, || open_overlay(plan, lower))?;
+    about.phases = phases;
     let signals = Signals::install().context("catching signals")?;
     logging::panics_to_log();
-    let mut server = Server::start(Arc::new(overlay), &point, &mount_options(plan))?;
+    let mut server = Server::start(Arc::new(overlay), &point, &mount_options(plan, about))?;
     tracing::info!(image = %plan.image.text().display(), point = %point.display(), "mounted");
     if plan.in_background()
         && let Err(error) = tell_ready()
@@ -285,8 +298,11 @@ fn serve(plan: &Plan) -> anyhow::Result<ExitCode> {
 }
 
 /// The image, checked as far as was asked.
-fn open_image(plan: &Plan) -> anyhow::Result<Lower> {
+fn open_image(plan: &Plan, about: &mut About) -> anyhow::Result<Lower> {
     let image = plan.image.get(&image::store(&plan.global)?)?;
+    about.image_hit = Some(!image.is_fresh());
+    // Of a tar nobody knows it before all of it was read.
+    about.digest = image.record().digest.map(|digest| digest.to_string());
     if plan.verify == Verify::OnMount {
         let mut bar = Bar::new("verifying");
         image.check_index(&mut |p| bar.on(p))?;
@@ -302,7 +318,7 @@ pub(super) fn tell_ready() -> std::io::Result<()> {
     detach_from_terminal()
 }
 
-fn mount_options(plan: &Plan) -> MountOptions {
+fn mount_options(plan: &Plan, about: About) -> MountOptions {
     let asked = &plan.options;
     let source = asked.source.clone();
     let mut options = MountOptions::new(source.unwrap_or_else(|| plan.image.text()));
@@ -320,6 +336,9 @@ fn mount_options(plan: &Plan) -> MountOptions {
     options.serving = plan.serving.settings();
     let plain = plan.prefetch.record.as_ref().map(|_| RECORDING_KIB);
     options.read_ahead_kib = plan.read_ahead.or(plain);
+    options.control.clone_from(&plan.control.control);
+    options.metrics.clone_from(&plan.control.metrics);
+    options.about = about;
     options.state_dirs = state_dirs();
     options.image_dirs = state_dirs();
     options.backing = Choice::of_environment();

@@ -9,6 +9,7 @@ use std::str::FromStr;
 use anyhow::{Context, anyhow, bail};
 use clap::ValueEnum as _;
 use tarnfs::mount::EngineChoice;
+use tarnfs::mount::control::Listen;
 use tarnfs::sys::mount::MountAttrs;
 
 use super::engine::EngineName;
@@ -35,6 +36,8 @@ pub(crate) struct Options {
     pub(crate) record: Option<PathBuf>,
     pub(crate) prefetch: Option<PathBuf>,
     pub(crate) prefetch_max: Option<u64>,
+    pub(crate) control: Option<PathBuf>,
+    pub(crate) metrics: Option<Listen>,
     pub(crate) upper: Option<PathBuf>,
     pub(crate) work: Option<PathBuf>,
     /// A private tmpfs as upper: its size in bytes, if one was given.
@@ -175,6 +178,8 @@ impl Options {
                 );
             }
             "keep_awake" => self.keep_awake = Some(parsed(key, &text()?)?),
+            "control" => self.control = Some(path()?),
+            "metrics" => self.metrics = Some(parsed(key, &text()?)?),
             "record" => self.record = Some(path()?),
             "prefetch" => self.prefetch = Some(path()?),
             "prefetch_max" => self.prefetch_max = Some(parse_size(&text()?)?),
@@ -305,6 +310,8 @@ mod tests {
         assert!(parse("upper_passthrough=maybe").is_err());
         assert!(parse("keep_awake=maybe").is_err());
         assert!(parse("record=").is_err());
+        assert!(parse("control=").is_err());
+        assert!(parse("metrics=0.0.0.0:9100").is_err());
         assert!(parse("prefetch_max=0").is_err());
         assert!(parse("engine=steam").is_err());
         assert!(

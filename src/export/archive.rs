@@ -7,7 +7,7 @@ use super::{ExportError, Layer, Meter, copy};
 use crate::inode::Time;
 use crate::pack::TOO_LONG;
 use crate::pack::header::{BLOCK, Entry, EntryType, Place};
-use crate::pack::sink::Sink;
+use crate::pack::sink::{Out, Sink};
 
 /// Writes the tar. The same documents and layers give the same bytes.
 pub(super) fn write(
@@ -20,7 +20,7 @@ pub(super) fn write(
     let fail = |why: &str| ExportError::Write(std::io::Error::other(why.to_owned()));
     document::enter(&mut index, &documents.entry).map_err(fail)?;
     let index = serde_json::Value::from(index).to_string();
-    let mut out = Sink::new(out);
+    let mut out = Sink::new(Out::Stream(out));
     let config = document::blob(&documents.config.digest);
     let manifest = document::blob(&documents.manifest.digest);
     header(&mut out, "blobs/", EntryType::Directory, 0)?;

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use fuser::{FileHandle, INodeNo, ReplyAttr, ReplyData, ReplyStatfs};
 
+use super::answering::noted;
 use super::convert::{attr, handle};
 use super::{Adapter, Answer, FOREVER, errno, guarded};
 use crate::inode::Attr;
@@ -42,7 +43,7 @@ impl Adapter {
             self.overlay.readlink(self.ino(nodeid)).map_err(errno)
         }) {
             Ok(target) => reply.data(&target),
-            Err(errno) => reply.error(errno),
+            Err(errno) => reply.error(noted(errno)),
         }
     }
 
@@ -51,14 +52,14 @@ impl Adapter {
             Ok(s) => reply.statfs(
                 s.blocks, s.bfree, s.bavail, s.files, s.ffree, s.bsize, s.namelen, s.frsize,
             ),
-            Err(errno) => reply.error(errno),
+            Err(errno) => reply.error(noted(errno)),
         }
     }
 
     fn reply_attr(&self, nodeid: INodeNo, answer: Answer<Attr>, reply: ReplyAttr) {
         match answer.and_then(|a| attr(&a)) {
             Ok(attr) => reply.attr(&self.attributes_hold(nodeid), &attr),
-            Err(errno) => reply.error(errno),
+            Err(errno) => reply.error(noted(errno)),
         }
     }
 

@@ -9,6 +9,7 @@ use fuser::{
     ReplyOpen,
 };
 
+use super::answering::noted;
 use super::convert::{bare_attr, file_type};
 use super::entries::{Shown, reply_empty};
 use super::{Adapter, Answer, FOREVER, NO_GENERATION, errno, guarded};
@@ -27,7 +28,7 @@ impl Adapter {
         } else {
             // Once; then the kernel opens and closes directories without a request, with the same
             // flags (fs/fuse/file.c:fuse_file_open()).
-            reply.error(Errno::ENOSYS);
+            reply.error(noted(Errno::ENOSYS));
         }
     }
 
@@ -48,7 +49,7 @@ impl Adapter {
         });
         match self.listed(nodeid, offset, answer, taken) {
             Ok(()) => reply.ok(),
-            Err(errno) => reply.error(errno),
+            Err(errno) => reply.error(noted(errno)),
         }
     }
 
@@ -85,7 +86,7 @@ impl Adapter {
         });
         match self.listed(nodeid, offset, answer, taken) {
             Ok(()) => reply.ok(),
-            Err(errno) => reply.error(errno),
+            Err(errno) => reply.error(noted(errno)),
         }
     }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use fuser::{Errno, FileAttr, Generation, INodeNo, RenameFlags, ReplyEmpty, ReplyEntry, Request};
 
+use super::answering::noted;
 use super::convert::{attr, bare_attr, caller, device, name, perm};
 use super::{Adapter, Answer, FOREVER, NO_GENERATION, errno, guarded};
 use crate::inode::Kind;
@@ -35,6 +36,7 @@ impl Adapter {
             // A positive answer with nodeid 0 is "no such name, and you may remember that"
             // (fs/fuse/dir.c:fuse_lookup_name()); ENOENT would be asked again each time.
             Err(Errno::ENOENT) => {
+                noted(Errno::ENOENT);
                 reply.entry(&FOREVER, &bare_attr(0, Kind::File), NO_GENERATION);
             }
             answer => self.reply_entry(answer, reply),
@@ -200,7 +202,7 @@ impl Adapter {
             Ok(shown) => {
                 reply.entry_with_ttls(&shown.holds, &FOREVER, &shown.attr, shown.generation);
             }
-            Err(errno) => reply.error(errno),
+            Err(errno) => reply.error(noted(errno)),
         }
     }
 
@@ -257,6 +259,6 @@ pub(super) struct Shown {
 pub(super) fn reply_empty(answer: Answer<()>, reply: ReplyEmpty) {
     match answer {
         Ok(()) => reply.ok(),
-        Err(errno) => reply.error(errno),
+        Err(errno) => reply.error(noted(errno)),
     }
 }

@@ -9,12 +9,14 @@ use fuser::{
     ReplyEmpty, ReplyLseek, ReplyOpen, ReplyWrite, Request,
 };
 
+use super::answering::noted;
 use super::convert::{asker, caller, handle, name, perm};
 use super::entries::{Place, reply_empty};
 use super::opens::Served;
 use super::unopened::Held;
 use super::{Adapter, Answer, FOREVER, errno, guarded};
 use crate::lower::Seek;
+use crate::metrics::OpenedBy;
 use crate::overlay::Handle;
 
 /// Cached pages stay right across opens: every change of a file goes through this mount. A file
@@ -96,6 +98,16 @@ impl Adapter {
         }
     }
 
+    /// As [`Served::passed`] of what the kernel is about to be told, which is counted.
+    fn passed<'a>(&self, served: &'a Served) -> Option<(&'a BackingId, FopenFlags)> {
+        self.requests.opened(match served {
+            Served::Requests { .. } => OpenedBy::Requests,
+            Served::Kernel(_) => OpenedBy::Kernel,
+            Served::MapsOnly(_) => OpenedBy::Maps,
+        });
+        served.passed()
+    }
+
     pub(super) fn on_open(
         &self,
         req: &Request,
@@ -106,7 +118,7 @@ impl Adapter {
         tracing::trace!(op = "open", ino = %nodeid, flags = flags.0);
         if self.unopened.is_some() {
             // Asked once (fs/fuse/file.c:fuse_file_open()).
-            return reply.error(Errno::ENOSYS);
+            return reply.error(noted(Errno::ENOSYS));
         }
         let answer = guarded("open", || {
             let expected = self.opens.expect(flags.0);
@@ -128,11 +140,11 @@ impl Adapter {
                 .inspect_err(|_| self.overlay.release(handle))
         });
         match answer {
-            Ok((fh, served)) => match served.passed() {
+            Ok((fh, served)) => match self.passed(&served) {
                 Some((id, flags)) => reply.opened_passthrough(fh, flags, id),
                 None => reply.opened(fh, served.flags()),
             },
-            Err(errno) => reply.error(errno),
+            Err(errno) => reply.error(noted(errno)),
         }
     }
 
@@ -148,7 +160,7 @@ impl Adapter {
         tracing::trace!(op = "create", %parent, name = ?name_, mode, umask, flags);
         if self.unopened.is_some() {
             // MKNOD comes instead, and no RELEASE (fs/fuse/dir.c:fuse_atomic_open()).
-            return reply.error(Errno::ENOSYS);
+            return reply.error(noted(Errno::ENOSYS));
         }
         let answer = guarded("create", || {
             let expected = self.opens.expect(flags);
@@ -187,14 +199,14 @@ impl Adapter {
         match answer {
             Ok((shown, fh, served)) => {
                 let (attr, generation) = (&shown.attr, shown.generation);
-                match served.passed() {
+                match self.passed(&served) {
                     Some((id, flags)) => {
                         reply.created_passthrough(&FOREVER, attr, generation, fh, flags, id);
                     }
                     None => reply.created(&FOREVER, attr, generation, fh, served.flags()),
                 }
             }
-            Err(errno) => reply.error(errno),
+            Err(errno) => reply.error(noted(errno)),
         }
     }
 
@@ -215,8 +227,11 @@ impl Adapter {
                 place.get(..got).ok_or(Errno::EIO)
             });
             match answer {
-                Ok(data) => reply.data(data),
-                Err(errno) => reply.error(errno),
+                Ok(data) => {
+                    self.requests.read(data.len());
+                    reply.data(data);
+                }
+                Err(errno) => reply.error(noted(errno)),
             }
         });
     }
@@ -241,7 +256,10 @@ impl Adapter {
             let appends =
                 flags.0 & libc::O_APPEND != 0 && self.opens.aliases().has_alias(writer.ino.0);
             let at = (!appends).then_some(offset);
-            self.overlay.write(file.handle(), at, data).map_err(errno)
+            self.overlay
+                .write(file.handle(), at, data)
+                .inspect(|&n| self.requests.wrote(n))
+                .map_err(errno)
         });
         reply_written(answer, reply);
     }
@@ -329,7 +347,7 @@ impl Adapter {
         });
         match answer {
             Ok(offset) => reply.offset(offset),
-            Err(errno) => reply.error(errno),
+            Err(errno) => reply.error(noted(errno)),
         }
     }
 
@@ -358,6 +376,6 @@ impl Adapter {
 fn reply_written(answer: Answer<usize>, reply: ReplyWrite) {
     match answer.and_then(|n| u32::try_from(n).map_err(|_| Errno::EIO)) {
         Ok(n) => reply.written(n),
-        Err(errno) => reply.error(errno),
+        Err(errno) => reply.error(noted(errno)),
     }
 }

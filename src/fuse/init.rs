@@ -71,8 +71,9 @@ pub(super) fn negotiate(config: &mut KernelConfig, passthrough: bool) -> io::Res
     Ok(agreed)
 }
 
-/// How many threads read requests.
-pub(super) fn threads() -> usize {
+/// How many threads of a server read and answer requests.
+#[must_use]
+pub fn threads() -> usize {
     let cpus = std::thread::available_parallelism().map_or(2, usize::from);
     // Two at least: a request that blocks on the upper's disk must not stop the others. More
     // than four gain nothing: most requests are answered from the kernel's caches.

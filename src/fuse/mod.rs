@@ -13,6 +13,7 @@
 //! This is the only module that knows the `fuser` crate.
 
 mod alias;
+mod answering;
 mod aside;
 mod attrs;
 mod convert;
@@ -44,11 +45,14 @@ use fuser::{
     WriteFlags,
 };
 
+use crate::metrics::{Op, Requests};
 use crate::overlay::{self, Ino, Overlay};
 
+use answering::noted;
 pub use aside::KeepAwake;
 use files::Writer;
 pub use freeze::{FreezeError, Freezer};
+pub use init::threads;
 use opens::Opens;
 use spin::Spin;
 use unopened::Unopened;
@@ -108,15 +112,22 @@ impl std::fmt::Debug for Connection {
 
 impl Connection {
     /// Answers the kernel's INIT on `device` (/dev/fuse of a filesystem that has been created;
-    /// it need not be attached anywhere yet).
+    /// it need not be attached anywhere yet). What is answered from then on is counted in
+    /// `requests`, which is of [`threads`] threads.
     ///
     /// # Errors
     /// The device is not of a living connection, or the kernel speaks another protocol.
-    pub fn open(overlay: Arc<Overlay>, device: OwnedFd, settings: Settings) -> io::Result<Self> {
+    pub fn open(
+        overlay: Arc<Overlay>,
+        device: OwnedFd,
+        settings: Settings,
+        requests: Arc<Requests>,
+    ) -> io::Result<Self> {
         // Who may reach the mount is the kernel's to decide (`allow_other`,
         // fs/fuse/dir.c:fuse_allow_current_process()); a second filter here would refuse
         // set-user-ID programs of the mount's own user.
         let acl = SessionACL::All;
+        let keep_awake = settings.keep_awake;
         let passthrough = settings.passthrough.filter(|_| !settings.noopen);
         let opens = Arc::new(Opens::new(passthrough, settings.upper_passthrough));
         let freezer = Freezer::new(overlay.freezer(), Arc::clone(&opens));
@@ -125,7 +136,8 @@ impl Connection {
             opens: Arc::clone(&opens),
             unopened: settings.noopen.then(Unopened::default),
             opens_dirs: true,
-            spin: Spin::new(&device, init::threads(), settings.keep_awake)?,
+            spin: Spin::new(&device, threads(), keep_awake, requests.since())?,
+            requests,
         };
         let session = Session::from_fd(adapter, device, acl, init::session_config(acl))?;
         opens.set_notifier(session.notifier());
@@ -159,6 +171,7 @@ struct Adapter {
     /// The kernel cannot do without OPENDIR.
     opens_dirs: bool,
     spin: Spin,
+    requests: Arc<Requests>,
 }
 
 impl Adapter {
@@ -208,12 +221,13 @@ impl Filesystem for Adapter {
     // ---- entries.rs
 
     fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let _turn = self.spin.turn();
+        let _request = self.begin(Op::Lookup, parent);
         self.opens.looks_up(req.pid());
         self.on_lookup(parent, name, reply);
     }
     fn forget(&self, _req: &Request, ino: INodeNo, lookups: u64) {
         let _away = self.spin.away();
+        self.requests.forgot();
         self.on_forget(ino, lookups);
     }
     fn mknod(
@@ -226,7 +240,7 @@ impl Filesystem for Adapter {
         rdev: u32,
         reply: ReplyEntry,
     ) {
-        let _turn = self.spin.turn();
+        let _request = self.begin(Op::Mknod, parent);
         self.on_mknod(req, (parent, name), mode, umask, rdev, reply);
     }
     fn mkdir(
@@ -238,7 +252,7 @@ impl Filesystem for Adapter {
         umask: u32,
         reply: ReplyEntry,
     ) {
-        let _turn = self.spin.turn();
+        let _request = self.begin(Op::Mkdir, parent);
         self.on_mkdir(req, (parent, name), mode, umask, reply);
     }
     fn symlink(
@@ -249,7 +263,7 @@ impl Filesystem for Adapter {
         target: &Path,
         reply: ReplyEntry,
     ) {
-        let _turn = self.spin.turn();
+        let _request = self.begin(Op::Symlink, parent);
         self.on_symlink(req, (parent, name), target, reply);
     }
     fn link(
@@ -260,15 +274,15 @@ impl Filesystem for Adapter {
         newname: &OsStr,
         reply: ReplyEntry,
     ) {
-        let _turn = self.spin.turn();
+        let _request = self.begin(Op::Link, ino);
         self.on_link(ino, (newparent, newname), reply);
     }
     fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let _turn = self.spin.turn();
+        let _request = self.begin(Op::Unlink, parent);
         self.on_unlink(parent, name, reply);
     }
     fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let _turn = self.spin.turn();
+        let _request = self.begin(Op::Rmdir, parent);
         self.on_rmdir(parent, name, reply);
     }
     fn rename(
@@ -281,14 +295,14 @@ impl Filesystem for Adapter {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
-        let _turn = self.spin.turn();
+        let _request = self.begin(Op::Rename, parent);
         self.on_rename((parent, name), (newparent, newname), flags, reply);
     }
 
     // ---- attrs.rs
 
     fn getattr(&self, _req: &Request, ino: INodeNo, fh: Option<FileHandle>, reply: ReplyAttr) {
-        let _turn = self.spin.turn();
+        let _request = self.begin(Op::Getattr, ino);
         self.on_getattr(ino, fh, reply);
     }
     fn setattr(
@@ -309,23 +323,23 @@ impl Filesystem for Adapter {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        let _turn = self.spin.turn();
+        let _request = self.begin(Op::Setattr, ino);
         let set = convert::set_attr(req, mode, uid, gid, size, atime, mtime);
         self.on_setattr(ino, fh, set, reply);
     }
     fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
-        let _turn = self.spin.turn();
+        let _request = self.begin(Op::Readlink, ino);
         self.on_readlink(ino, reply);
     }
-    fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
-        let _turn = self.spin.turn();
+    fn statfs(&self, _req: &Request, ino: INodeNo, reply: ReplyStatfs) {
+        let _request = self.begin(Op::Statfs, ino);
         self.on_statfs(reply);
     }
 
     // ---- files.rs
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let _turn = self.spin.turn();
+        let _request = self.begin(Op::Open, ino);
         self.on_open(req, ino, flags, reply);
     }
     fn create(
@@ -338,7 +352,7 @@ impl Filesystem for Adapter {
         flags: i32,
         reply: ReplyCreate,
     ) {
-        let _turn = self.spin.turn();
+        let _request = self.begin(Op::Create, parent);
         self.on_create(req, (parent, name), mode, umask, flags, reply);
     }
     fn read(
@@ -352,7 +366,7 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let _turn = self.spin.turn();
+        let _request = self.begin(Op::Read, ino);
         self.on_read((ino, fh), offset, size, reply);
     }
     fn write(
@@ -367,7 +381,7 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        let _turn = self.spin.turn();
+        let _request = self.begin(Op::Write, ino);
         let unprivileged = flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
         let writer = Writer { req, ino, fh };
         self.on_write(writer, unprivileged, offset, (data, open_flags), reply);
@@ -375,14 +389,15 @@ impl Filesystem for Adapter {
     fn flush(
         &self,
         _req: &Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         _fh: FileHandle,
         _lock_owner: LockOwner,
         reply: ReplyEmpty,
     ) {
+        let _request = self.begin(Op::Flush, ino);
         // Writes reach the upper at once, so close(2) has nothing to report. ENOSYS is asked
         // once; then the kernel closes without a request (fs/fuse/file.c:fuse_flush()).
-        reply.error(Errno::ENOSYS);
+        reply.error(noted(Errno::ENOSYS));
     }
     fn release(
         &self,
@@ -394,7 +409,7 @@ impl Filesystem for Adapter {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        let _turn = self.spin.turn();
+        let _request = self.begin(Op::Release, ino);
         self.on_release(ino, fh, flags, reply);
     }
     fn fsync(
@@ -405,7 +420,7 @@ impl Filesystem for Adapter {
         datasync: bool,
         reply: ReplyEmpty,
     ) {
-        let _turn = self.spin.turn();
+        let _request = self.begin(Op::Fsync, ino);
         self.on_fsync((ino, fh), datasync, reply);
     }
     fn fallocate(
@@ -418,7 +433,7 @@ impl Filesystem for Adapter {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        let _turn = self.spin.turn();
+        let _request = self.begin(Op::Fallocate, ino);
         let writer = Writer { req, ino, fh };
         self.on_fallocate(writer, offset, length, mode, reply);
     }
@@ -431,7 +446,7 @@ impl Filesystem for Adapter {
         whence: i32,
         reply: ReplyLseek,
     ) {
-        let _turn = self.spin.turn();
+        let _request = self.begin(Op::Lseek, ino);
         self.on_lseek((ino, fh), offset, whence, reply);
     }
     fn copy_file_range(
@@ -447,7 +462,7 @@ impl Filesystem for Adapter {
         _flags: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
-        let _turn = self.spin.turn();
+        let _request = self.begin(Op::CopyFileRange, ino_out);
         let writer = Writer {
             req,
             ino: ino_out,
@@ -458,7 +473,7 @@ impl Filesystem for Adapter {
     fn ioctl(
         &self,
         _req: &Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         _fh: FileHandle,
         _flags: IoctlFlags,
         _cmd: u32,
@@ -466,15 +481,16 @@ impl Filesystem for Adapter {
         _out_size: u32,
         reply: ReplyIoctl,
     ) {
+        let _request = self.begin(Op::Ioctl, ino);
         // What a filesystem without an ioctl answers (lsattr, cp --reflink and tar expect it;
         // ENOSYS would reach them as it is on older kernels).
-        reply.error(Errno::ENOTTY);
+        reply.error(noted(Errno::ENOTTY));
     }
 
     // ---- dirs.rs
 
     fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        let _turn = self.spin.turn();
+        let _request = self.begin(Op::Opendir, ino);
         self.on_opendir(ino, reply);
     }
     fn readdir(
@@ -485,7 +501,7 @@ impl Filesystem for Adapter {
         offset: u64,
         reply: ReplyDirectory,
     ) {
-        let _turn = self.spin.turn();
+        let _request = self.begin(Op::Readdir, ino);
         self.on_readdir(ino, offset, reply);
     }
     fn readdirplus(
@@ -496,17 +512,18 @@ impl Filesystem for Adapter {
         offset: u64,
         reply: ReplyDirectoryPlus,
     ) {
-        let _turn = self.spin.turn();
+        let _request = self.begin(Op::Readdirplus, ino);
         self.on_readdirplus(ino, offset, reply);
     }
     fn releasedir(
         &self,
         _req: &Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         _fh: FileHandle,
         _flags: OpenFlags,
         reply: ReplyEmpty,
     ) {
+        let _request = self.begin(Op::Releasedir, ino);
         reply.ok();
     }
     fn fsyncdir(
@@ -517,18 +534,18 @@ impl Filesystem for Adapter {
         _datasync: bool,
         reply: ReplyEmpty,
     ) {
-        let _turn = self.spin.turn();
+        let _request = self.begin(Op::Fsyncdir, ino);
         self.on_fsyncdir(ino, reply);
     }
 
     // ---- xattrs.rs
 
     fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        let _turn = self.spin.turn();
+        let _request = self.begin(Op::Getxattr, ino);
         self.on_getxattr(ino, name, size, reply);
     }
     fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        let _turn = self.spin.turn();
+        let _request = self.begin(Op::Listxattr, ino);
         self.on_listxattr(req, ino, size, reply);
     }
     fn setxattr(
@@ -541,11 +558,11 @@ impl Filesystem for Adapter {
         _position: u32,
         reply: ReplyEmpty,
     ) {
-        let _turn = self.spin.turn();
+        let _request = self.begin(Op::Setxattr, ino);
         self.on_setxattr(req, ino, name, value, flags, reply);
     }
     fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let _turn = self.spin.turn();
+        let _request = self.begin(Op::Removexattr, ino);
         self.on_removexattr(ino, name, reply);
     }
 

@@ -61,18 +61,25 @@ pub(super) struct Turn<'a> {
     // Dropped after the look.
     _away: Away<'a>,
     began: u64,
+    answered: Option<u64>,
     quick: bool,
 }
 
 impl Spin {
-    /// Looks at `device`, /dev/fuse of the connection, from which so many threads read.
-    pub(super) fn new(device: &OwnedFd, threads: usize, keep_awake: KeepAwake) -> io::Result<Self> {
+    /// Looks at `device`, /dev/fuse of the connection, from which so many threads read. Times are
+    /// counted from `since`.
+    pub(super) fn new(
+        device: &OwnedFd,
+        threads: usize,
+        keep_awake: KeepAwake,
+        since: Instant,
+    ) -> io::Result<Self> {
         let many = std::thread::available_parallelism().is_ok_and(|cpus| cpus.get() > 1);
         Ok(Self {
             device: many.then(|| device.try_clone()).transpose()?,
             threads,
             away: AtomicUsize::new(0),
-            since: Instant::now(),
+            since,
             answered: AtomicU64::new(0),
             rests: Pause::new(),
             looking: AtomicBool::new(false),
@@ -89,6 +96,7 @@ impl Spin {
             spin: self,
             _away: away,
             began,
+            answered: None,
             quick: gap < nanoseconds(WINDOW),
         }
     }
@@ -149,9 +157,21 @@ impl Spin {
     }
 }
 
+impl Turn<'_> {
+    /// When the request came, in nanoseconds since the time that all are counted from.
+    pub(super) fn began(&self) -> u64 {
+        self.began
+    }
+
+    /// The request has been answered; gives when. The clock is looked at once.
+    pub(super) fn answered(&mut self) -> u64 {
+        *self.answered.get_or_insert_with(|| self.spin.now())
+    }
+}
+
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        let now = self.spin.now();
+        let now = self.answered();
         self.spin.answered.store(now, Ordering::Relaxed);
         if let Some(device) = &self.spin.device {
             let took = now.saturating_sub(self.began);
@@ -175,7 +195,7 @@ mod tests {
 
     /// Of one thread.
     fn spin(reader: &OwnedFd) -> Spin {
-        Spin::new(reader, 1, KeepAwake::Never).unwrap()
+        Spin::new(reader, 1, KeepAwake::Never, Instant::now()).unwrap()
     }
 
     #[test]
@@ -201,7 +221,7 @@ mod tests {
     #[test]
     fn what_nobody_waits_for_is_no_request() {
         let (reader, _writer) = rustix::pipe::pipe().unwrap();
-        let spin = Spin::new(&reader, 2, KeepAwake::Never).unwrap();
+        let spin = Spin::new(&reader, 2, KeepAwake::Never, Instant::now()).unwrap();
         let chore = spin.away();
         assert_eq!(spin.away.load(Ordering::Relaxed), 1);
         drop(chore);
@@ -212,7 +232,7 @@ mod tests {
     #[test]
     fn one_thread_reads_or_looks() {
         let (reader, writer) = rustix::pipe::pipe().unwrap();
-        let spin = Spin::new(&reader, 2, KeepAwake::Never).unwrap();
+        let spin = Spin::new(&reader, 2, KeepAwake::Never, Instant::now()).unwrap();
         rustix::io::write(&writer, b"x").unwrap();
         let first = spin.turn();
         assert!(!spin.is_to_look(), "the second reads");

@@ -5,6 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 
 use fuser::{Errno, INodeNo, ReplyEmpty, ReplyXattr, Request};
 
+use super::answering::noted;
 use super::convert::{asker, caller};
 use super::entries::reply_empty;
 use super::{Adapter, Answer, errno, guarded};
@@ -106,7 +107,7 @@ fn reply_sized(answer: Answer<Vec<u8>>, room: u32, reply: ReplyXattr) {
     {
         Ok(Sized::Size(len)) => reply.size(len),
         Ok(Sized::Data(data)) => reply.data(data),
-        Err(errno) => reply.error(errno),
+        Err(errno) => reply.error(noted(errno)),
     }
 }
 

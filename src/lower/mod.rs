@@ -9,6 +9,7 @@
 //! Each read of a blob compares its size and time of change with those it was indexed with.
 
 mod blob;
+mod counters;
 #[cfg(any(test, fuzzing))]
 pub mod exercise;
 mod names;
@@ -23,6 +24,7 @@ mod hostile_tests;
 mod tests;
 
 pub use blob::{BlobFile, FileIdentity};
+pub use counters::Counters;
 pub use resolve::{MAX_LINKS, ResolveError, Resolved};
 pub use walk::{Step, Walked};
 pub use warm::{Touch, Watch};
@@ -187,6 +189,7 @@ pub struct Lower {
     watch: Option<Arc<Watch>>,
     /// What lives as long as the image is open: [`Self::keep`].
     kept: Option<Arc<dyn Any + Send + Sync>>,
+    counters: Counters,
 }
 
 impl Lower {
@@ -253,6 +256,7 @@ impl Lower {
             native: OnceLock::new(),
             watch: None,
             kept: None,
+            counters: Counters::default(),
         })
     }
 
@@ -317,6 +321,12 @@ impl Lower {
         })
     }
 
+    /// What it has been asked so far.
+    #[must_use]
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
     /// The root directory.
     #[must_use]
     pub fn root(&self) -> Nid {
@@ -328,6 +338,7 @@ impl Lower {
     /// # Errors
     /// [`LowerError::WrongKind`] when `dir` is no directory; [`LowerError::Damaged`].
     pub fn lookup(&self, dir: Nid, name: &Name) -> Result<Option<Nid>, LowerError> {
+        self.counters.lookups.add(1);
         let dir = self.inode(dir)?;
         let found = self.of(self.reader.find(&dir, name.as_bytes()))?;
         Ok(found.map(|entry| Nid(entry.nid)))
@@ -472,6 +483,7 @@ impl Lower {
             }
             done += len;
         }
+        self.counters.read_bytes.add(done as u64);
         if let (Some(watch), 1..) = (&self.watch, done) {
             let len = done as u64;
             watch.note(Touch { nid, offset, len });

@@ -9,6 +9,7 @@
 //!   is mounted where is read from mountinfo, so that no caller can hang on a dead server.
 
 pub mod backing;
+pub mod control;
 mod error;
 pub mod kernel;
 mod memory;
@@ -19,8 +20,10 @@ pub mod rights;
 mod scratch;
 mod server;
 mod signals;
+mod stats;
 mod unmount;
 mod upper;
+mod usage;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -29,11 +32,12 @@ pub use error::MountError;
 pub use kernel::{Engine, EngineChoice, engine_of};
 pub use point::{check_point, find_mount, resolve_point};
 pub use process::{detach_from_terminal, prepare_process};
-pub use registry::{Record, state_dirs, wait_for_leaving};
+pub use registry::{Record, record_of, state_dirs, wait_for_leaving};
 pub use rights::Rights;
 pub use scratch::{Scratch, remove_private};
 pub use server::{Ended, Server};
 pub use signals::Signals;
+pub use stats::{About, timed};
 pub use unmount::{How, Unmounted, unmount};
 pub use upper::open_upper;
 
@@ -67,6 +71,12 @@ pub struct MountOptions {
     /// KiB that the kernel reads ahead, where this process may say so (root); `None`:
     /// [`READ_AHEAD_KIB`].
     pub read_ahead_kib: Option<u32>,
+    /// Where the control socket of the FUSE engine's server is to be; `None`: it has none.
+    pub control: Option<PathBuf>,
+    /// Where it answers Prometheus; `None`: nowhere.
+    pub metrics: Option<control::Listen>,
+    /// What it is to tell of the mount there.
+    pub about: About,
 }
 
 /// What the kernel reads ahead of a mount unless told otherwise, in KiB: one READ request of the
@@ -99,6 +109,9 @@ impl MountOptions {
             work: None,
             serving: Settings::default(),
             read_ahead_kib: None,
+            control: None,
+            metrics: None,
+            about: About::default(),
         }
     }
 }

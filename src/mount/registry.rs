@@ -31,6 +31,9 @@ pub struct Record {
     pub upper: Option<PathBuf>,
     /// Where it was mounted.
     pub point: Option<PathBuf>,
+    /// Its control socket, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub control: Option<PathBuf>,
 }
 
 /// A state file is a few hundred bytes; what is longer is none.
@@ -241,6 +244,13 @@ fn holder(dirs: &[PathBuf], upper: &Path) -> io::Result<Holder> {
     Ok(Holder::Unknown)
 }
 
+/// What the state file of `connection` says (the minor number of a mount's `st_dev`), if one of
+/// `dirs` has it and its server lives.
+#[must_use]
+pub fn record_of(dirs: &[PathBuf], connection: u32) -> Option<Record> {
+    Watch::open(dirs, connection).map(|watch| watch.record)
+}
+
 /// A living server, seen from outside.
 #[derive(Debug)]
 pub(super) struct Watch {
@@ -299,6 +309,7 @@ mod tests {
             image: "/a.tar".into(),
             upper: None,
             point: Some("/mnt".into()),
+            control: None,
         }
     }
 

@@ -9,16 +9,18 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use super::backing::{self, Backing};
+use super::control::{Listeners, Serving};
 use super::memory::Memory;
 use super::registry::{Record, Registration};
 use super::signals::{Inbox, Signals};
+use super::stats::Stats;
 use super::unmount::detach;
 use super::{MountError, MountOptions, READ_AHEAD_KIB, Settings, find_mount};
 use crate::fuse::{Connection, Freezer};
+use crate::metrics::Phase;
 use crate::overlay::Overlay;
 use crate::prefetch::{Prefetch, Running};
 use crate::sys;
-use crate::sys::fuse::FuseParams;
 
 /// How long those who still hold files are served after a signal has asked for the end.
 const GRACE: Duration = Duration::from_secs(10);
@@ -48,6 +50,9 @@ pub struct Server {
     backing: Option<Box<Backing>>,
     /// What goes on beside it.
     beside: Running,
+    stats: Arc<Stats>,
+    /// Somebody may ask it.
+    control: Option<Box<Serving>>,
 }
 
 impl Server {
@@ -64,28 +69,44 @@ impl Server {
         point: &Path,
         options: &MountOptions,
     ) -> Result<Self, MountError> {
-        let params = &options.fuse;
-        let backing = backing::equip(overlay.lower(), options);
-        let direct = Self::create(&overlay, options);
+        // Before anything is mounted: a place that cannot be had fails the mount.
+        let listeners = Listeners::open(options)?;
+        let stats = Arc::new(Stats::new(&overlay, options));
+        let serving = listeners.serve(stats.clone())?.map(Box::new);
+        let mut server = Self::start_by(overlay, point, options, &stats)?;
+        server.control = serving;
+        Ok(server)
+    }
+
+    /// In the first of the ways that goes.
+    fn start_by(
+        overlay: Arc<Overlay>,
+        point: &Path,
+        options: &MountOptions,
+        stats: &Arc<Stats>,
+    ) -> Result<Self, MountError> {
+        let backing = equip(&overlay, options, stats);
+        let direct = stats.timed(Phase::Create, || Self::create(&overlay, options, stats));
         let (mut server, mount) = match direct {
             Ok((server, mount)) => (server, mount),
             Err(MountError::System { source, .. }) if is_errno(&source, libc::ENOSYS) => {
-                return Self::start_classic(overlay, point, options, params);
+                return Self::start_classic(overlay, point, options, stats);
             }
             Err(MountError::System { source, .. })
                 if source.kind() == io::ErrorKind::PermissionDenied =>
             {
-                return Self::start_helped(overlay, point, options, params, source);
+                return Self::start_helped(overlay, point, options, stats, source);
             }
             Err(MountError::DeviceClosed(_))
                 if sys::fuse::has_fusermount() && !rustix::process::geteuid().is_root() =>
             {
                 let source = io::Error::from_raw_os_error(libc::EACCES);
-                return Self::start_helped(overlay, point, options, params, source);
+                return Self::start_helped(overlay, point, options, stats, source);
             }
             Err(error) => return Err(error),
         };
-        sys::mount::attach(mount.as_fd(), point).map_err(|source| {
+        let attached = stats.timed(Phase::Attach, || sys::mount::attach(mount.as_fd(), point));
+        attached.map_err(|source| {
             if source.kind() == io::ErrorKind::PermissionDenied {
                 MountError::NotPermitted {
                     point: point.to_owned(),
@@ -112,9 +133,14 @@ impl Server {
         overlay: Arc<Overlay>,
         options: &MountOptions,
     ) -> Result<(Self, OwnedFd), MountError> {
-        let backing = backing::equip(overlay.lower(), options);
-        let (mut server, mount) = Self::create(&overlay, options)?;
+        let listeners = Listeners::open(options)?;
+        let stats = Arc::new(Stats::new(&overlay, options));
+        let serving = listeners.serve(stats.clone())?.map(Box::new);
+        let backing = equip(&overlay, options, &stats);
+        let (mut server, mount) =
+            stats.timed(Phase::Create, || Self::create(&overlay, options, &stats))?;
         server.backing = backing;
+        server.control = serving;
         server.register(options);
         Ok((server, mount))
     }
@@ -123,6 +149,7 @@ impl Server {
     fn create(
         overlay: &Arc<Overlay>,
         options: &MountOptions,
+        stats: &Arc<Stats>,
     ) -> Result<(Self, OwnedFd), MountError> {
         let device = open_device()?;
         let mut settings = options.serving;
@@ -133,7 +160,7 @@ impl Server {
         let mut ended = None;
         let mount = sys::fuse::create(&device, &options.fuse, || {
             let served = device.try_clone()?;
-            let connection = Connection::open(overlay.clone(), served, settings)?;
+            let connection = Connection::open(overlay.clone(), served, settings, stats.requests())?;
             let freezer = connection.freezer();
             ended = Some((serve_in_thread(connection)?, freezer));
             Ok(())
@@ -153,6 +180,8 @@ impl Server {
             registration: None,
             backing: None,
             beside: Running::default(),
+            stats: stats.clone(),
+            control: None,
         };
         Ok((server, mount))
     }
@@ -162,13 +191,16 @@ impl Server {
         overlay: Arc<Overlay>,
         point: &Path,
         options: &MountOptions,
-        params: &FuseParams,
+        stats: &Arc<Stats>,
     ) -> Result<Self, MountError> {
         let device = open_device()?;
-        match sys::fuse::mount_at(&device, params, point) {
-            Ok(()) => Self::answer_mounted(overlay, device, point, options),
+        let mounted = stats.timed(Phase::Attach, || {
+            sys::fuse::mount_at(&device, &options.fuse, point)
+        });
+        match mounted {
+            Ok(()) => Self::answer_mounted(overlay, device, point, options, stats),
             Err(source) if source.kind() == io::ErrorKind::PermissionDenied => {
-                Self::start_helped(overlay, point, options, params, source)
+                Self::start_helped(overlay, point, options, stats, source)
             }
             Err(source) => Err(MountError::system(format!("mount on {}", point.display()))(
                 source,
@@ -181,7 +213,7 @@ impl Server {
         overlay: Arc<Overlay>,
         point: &Path,
         options: &MountOptions,
-        params: &FuseParams,
+        stats: &Arc<Stats>,
         refused: io::Error,
     ) -> Result<Self, MountError> {
         if rustix::process::geteuid().is_root() {
@@ -191,7 +223,10 @@ impl Server {
                 source: refused,
             });
         }
-        let device = sys::fuse::fusermount(params, point).map_err(|source| {
+        let device = stats.timed(Phase::Attach, || {
+            sys::fuse::fusermount(&options.fuse, point)
+        });
+        let device = device.map_err(|source| {
             if source.kind() == io::ErrorKind::NotFound {
                 MountError::NotPermitted {
                     point: point.to_owned(),
@@ -204,7 +239,7 @@ impl Server {
                 }
             }
         })?;
-        Self::answer_mounted(overlay, device, point, options)
+        Self::answer_mounted(overlay, device, point, options, stats)
     }
 
     /// Begins to serve what is attached already; takes it off again if that fails.
@@ -213,13 +248,15 @@ impl Server {
         device: OwnedFd,
         point: &Path,
         options: &MountOptions,
+        stats: &Arc<Stats>,
     ) -> Result<Self, MountError> {
         // Here an ordinary user serves, of whom the kernel takes no backing files.
         let settings = Settings {
             passthrough: None,
             ..options.serving
         };
-        let started = Connection::open(overlay.clone(), device, settings).and_then(|connection| {
+        let started = stats.timed(Phase::Create, || {
+            let connection = Connection::open(overlay.clone(), device, settings, stats.requests())?;
             let freezer = connection.freezer();
             Ok((serve_in_thread(connection)?, freezer))
         });
@@ -248,6 +285,8 @@ impl Server {
             registration: None,
             backing: None,
             beside: Running::default(),
+            stats: stats.clone(),
+            control: None,
         };
         server.attached(point, options);
         Ok(server)
@@ -260,6 +299,7 @@ impl Server {
 
     /// What makes life easier for others, and must not fail the mount.
     fn register(&mut self, options: &MountOptions) {
+        self.stats.ready(self.point.as_ref(), &self.freezer);
         let Some(connection) = self.connection else {
             return;
         };
@@ -272,6 +312,7 @@ impl Server {
             image: PathBuf::from(&options.fuse.source),
             upper: options.upper.clone(),
             point: self.point.clone(),
+            control: options.control.clone(),
         };
         self.registration = Registration::new(&options.state_dirs, connection, &record);
     }
@@ -305,9 +346,12 @@ impl Server {
             .build();
         let ended = match runtime {
             Ok(runtime) => runtime.block_on(self.ended()),
-            Err(_) => of_thread(self.ended.blocking_recv()),
+            Err(_) => {
+                let (_, done) = oneshot::channel();
+                of_thread(std::mem::replace(&mut self.ended, done).blocking_recv())
+            }
         };
-        finish(self.overlay, self.registration, self.beside, ended)
+        finish(self, ended)
     }
 
     /// As [`Self::wait`]; a signal unmounts: plainly if nobody uses the mount, else it is detached
@@ -319,7 +363,7 @@ impl Server {
     pub fn serve(mut self, signals: Signals) -> Result<Ended, MountError> {
         let Signals { runtime, mut inbox } = signals;
         let ended = runtime.block_on(self.until_ended(&mut inbox));
-        finish(self.overlay, self.registration, self.beside, ended)
+        finish(self, ended)
     }
 
     /// Takes the mount off again at once and waits as [`Self::wait`] does: for a caller who finds
@@ -352,6 +396,8 @@ impl Server {
         };
         tracing::info!("{signal}: unmounting");
         self.beside.cancel();
+        // What is frozen thaws: nobody is to wait for it now.
+        drop(self.control.take());
         self.take_off().await;
         tokio::select! {
             ended = &mut self.ended => return of_thread(ended),
@@ -409,20 +455,25 @@ impl Server {
 }
 
 /// The end, in the order that the module promises.
-fn finish(
-    overlay: Arc<Overlay>,
-    registration: Option<Registration>,
-    beside: Running,
-    ended: io::Result<()>,
-) -> Result<Ended, MountError> {
-    beside.finish();
-    let flushed = overlay.finish().map_err(MountError::Finish);
-    drop(overlay);
+fn finish(server: Server, ended: io::Result<()>) -> Result<Ended, MountError> {
+    // Nobody asks any more, and what is frozen thaws: the flush would wait for it.
+    drop(server.control);
+    server.stats.stop();
+    server.beside.finish();
+    let flushed = server.overlay.finish().map_err(MountError::Finish);
+    drop(server.overlay);
     ended.map_err(MountError::system("the FUSE connection"))?;
     flushed?;
     Ok(Ended {
-        _registration: registration,
+        _registration: server.registration,
     })
+}
+
+/// Gives the image its mount by the kernel, if there can be one.
+fn equip(overlay: &Overlay, options: &MountOptions, stats: &Stats) -> Option<Box<Backing>> {
+    let backing = stats.timed(Phase::Backing, || backing::equip(overlay.lower(), options));
+    stats.note_backing(backing.as_deref());
+    backing
 }
 
 fn open_device() -> Result<OwnedFd, MountError> {

@@ -8,6 +8,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Instant;
 
 use rustix::io::Errno;
 
@@ -52,6 +53,7 @@ impl Overlay {
         let links = self.names_to_rise(nid)?;
         // Names that are given one after the other must not show that the file has been cut.
         let size = if links.len() > 1 { u64::MAX } else { size };
+        let began = Instant::now();
         let temp = self.copy(nid, &attr, size, perm)?;
         let id = fs::fstat(temp.fd()).doing("reading attributes")?.attr.ino;
         match links.as_slice() {
@@ -59,6 +61,7 @@ impl Overlay {
             [link] => self.publish(&node, temp, id, link),
             _ => self.publish_group(&node, temp, id, &links),
         }?;
+        self.counters.copied(attr.kind, began.elapsed());
         Ok(Arc::clone(&node))
     }
 
@@ -121,6 +124,7 @@ impl Overlay {
             match self.peek(&target, &name)? {
                 Origin::Lower(found) if found == nid => {
                     let attr = self.lower.attr(nid)?;
+                    let began = Instant::now();
                     let temp = self.copy(nid, &attr, 0, None)?;
                     let id = fs::fstat(temp.fd()).doing("reading attributes")?.attr.ino;
                     let link = Link {
@@ -128,6 +132,7 @@ impl Overlay {
                         name,
                     };
                     self.publish(&node, temp, id, &link)?;
+                    self.counters.copied(Kind::Dir, began.elapsed());
                     return Ok(Arc::clone(&node));
                 }
                 Origin::Upper(found) if found.lower == Some(nid) => {
@@ -227,6 +232,7 @@ impl Overlay {
                     return refuse(Errno::IO);
                 }
                 super::file::write_all(to, at, part).doing("copying data")?;
+                self.counters.copied_bytes.add(got as u64);
                 at = at.saturating_add(got as u64);
             }
         }

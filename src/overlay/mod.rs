@@ -23,6 +23,7 @@
 mod api;
 mod attr;
 mod copy_up;
+mod counters;
 mod create;
 mod dir;
 mod error;
@@ -41,6 +42,7 @@ mod room;
 mod xattr;
 
 pub use api::*;
+pub use counters::Counters;
 pub use error::{Error, Result};
 pub(crate) use gate::Freezer;
 pub use gate::Frozen;
@@ -97,6 +99,7 @@ pub struct Overlay {
     redirects_found: Mutex<bool>,
     poisoned: AtomicBool,
     gate: Arc<gate::Gate>,
+    counters: Counters,
     /// How many wait for a group of hard links to rise.
     #[cfg(test)]
     await_rise: std::sync::atomic::AtomicUsize,
@@ -174,6 +177,7 @@ impl Overlay {
             redirects_found: Mutex::new(false),
             poisoned: AtomicBool::new(false),
             gate: Arc::default(),
+            counters: Counters::default(),
             #[cfg(test)]
             await_rise: std::sync::atomic::AtomicUsize::new(0),
         }
@@ -201,6 +205,12 @@ impl Overlay {
     #[must_use]
     pub fn into_lower(self) -> Lower {
         self.lower
+    }
+
+    /// What it has done so far.
+    #[must_use]
+    pub fn counters(&self) -> &Counters {
+        &self.counters
     }
 
     /// Number of inodes and open files that are kept in memory.

@@ -113,6 +113,7 @@ impl Overlay {
         self.writable()?
             .whiteout(fd.as_fd(), name.as_bytes())
             .doing("making a whiteout")?;
+        self.counters.whiteouts.add(1);
         if !dir {
             self.note_lost(nid, fd.as_fd());
         }
@@ -146,6 +147,9 @@ impl Overlay {
             .doing("removing a directory")?,
             (_, true) => upper.replace_by_whiteout(fd, bytes).doing("removing")?,
             (_, false) => fs::unlink(fd, bytes).doing("removing")?,
+        }
+        if hides {
+            self.counters.whiteouts.add(1);
         }
         let dropped = gone(&node, &mut place, parent, name, orphan);
         drop(place);

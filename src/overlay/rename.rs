@@ -299,6 +299,9 @@ impl Overlay {
                 _ => None,
             };
             fs::rename(from_fd.as_fd(), old, to_fd.as_fd(), new, flags).doing("renaming")?;
+            if leaves_whiteout && !swaps {
+                self.counters.whiteouts.add(1);
+            }
             place.gain(to.link());
             let own = place.lose(&from.parent, from.name, None);
             let other = match (victim, &mut victim_place) {

@@ -8,6 +8,7 @@ use tarnfs::sys::mount::MountAttrs;
 
 use super::{Args, Verify};
 use crate::cli::Global;
+use crate::cli::control::ControlArgs;
 use crate::cli::image::{self, ImageArg};
 use crate::cli::mount_options::{Options, parse_size};
 use crate::cli::prefetch::PrefetchArgs;
@@ -37,6 +38,7 @@ pub(super) struct Plan {
     pub(super) engine: EngineChoice,
     pub(super) serving: ServingArgs,
     pub(super) prefetch: PrefetchArgs,
+    pub(super) control: ControlArgs,
     pub(super) verify: Verify,
     pub(super) read_ahead: Option<u32>,
     /// Not even a remount makes it writable.
@@ -98,8 +100,13 @@ impl Plan {
             prefetch: args.prefetch.prefetch.or(options.prefetch.take()),
             prefetch_max: args.prefetch.prefetch_max.or(options.prefetch_max),
         };
+        let control = args.control.or(ControlArgs {
+            control: options.control.take(),
+            metrics: options.metrics.take(),
+        })?;
         Ok(Self {
             global,
+            control,
             serving: ServingArgs {
                 passthrough: args.serving.passthrough.or(options.passthrough),
                 upper_passthrough: (args.serving.upper_passthrough).or(options.upper_passthrough),
@@ -149,6 +156,7 @@ impl Plan {
         .find_map(|(asked, name)| asked.then_some(name))
         .or_else(|| self.serving.for_server())
         .or_else(|| self.prefetch.for_server())
+        .or_else(|| self.control.for_server())
     }
 }
 
@@ -165,6 +173,7 @@ pub(crate) fn beside(upper: &Path) -> anyhow::Result<PathBuf> {
 #[cfg(test)]
 mod tests {
     use clap::Parser;
+    use tarnfs::mount::control::Listen;
 
     use super::*;
     use crate::cli::{Cli, Command};
@@ -245,6 +254,8 @@ mod tests {
         let kernel = plan("-f -o engine=kernel a /m").unwrap();
         assert!(kernel.engine == EngineChoice::Kernel && kernel.for_server().is_some());
         assert!(plan("--engine steam a /m").is_err());
+        let asked = plan("--engine kernel --metrics 127.0.0.1:0 a /m").unwrap();
+        assert_eq!(asked.for_server(), Some("--metrics"));
     }
 
     #[test]
@@ -255,5 +266,8 @@ mod tests {
         assert!(plan.global.store.unwrap().is_absolute());
         let here = std::env::current_dir().unwrap();
         assert_eq!(plan.dir, here.join("m"));
+        let plan = self::plan("-o control=c,metrics=unix:m a m").unwrap();
+        assert_eq!(plan.control.control, Some(here.join("c")));
+        assert_eq!(plan.control.metrics, Some(Listen::Unix(here.join("m"))));
     }
 }

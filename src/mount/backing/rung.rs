@@ -24,6 +24,17 @@ pub enum Rung {
     Loop,
 }
 
+impl Rung {
+    /// In one word, as in `TARNFS_BACKING` and the labels of metrics.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::File => "erofs",
+            Self::Loop => "loop",
+        }
+    }
+}
+
 impl fmt::Display for Rung {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

@@ -1,0 +1,124 @@
+//! Who asks.
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::socket;
+use crate::metrics::Snapshot;
+
+/// How long a server may take for an answer.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The longest answer that is read.
+const LONGEST: u64 = 16 << 20;
+
+/// A connection to the control socket of a server.
+#[derive(Debug)]
+pub struct Client {
+    stream: BufReader<UnixStream>,
+}
+
+/// While this is there, nothing is changed in the mount.
+#[derive(Debug)]
+pub struct Freeze(Client);
+
+impl Client {
+    /// Connects to the server whose socket is at `path`, however long that is.
+    ///
+    /// # Errors
+    /// connect(2)'s: ECONNREFUSED where the server is dead; EAGAIN where it does not answer.
+    pub fn connect(path: &Path) -> io::Result<Self> {
+        let stream = socket::connect_to(path, PATIENCE)?;
+        Ok(Self {
+            stream: BufReader::new(stream),
+        })
+    }
+
+    /// What the server knows of itself.
+    ///
+    /// # Errors
+    /// It does not answer, or not with that.
+    pub fn stats(&mut self) -> io::Result<Snapshot> {
+        self.stats_json().map(|stats| Snapshot::from_json(&stats))
+    }
+
+    /// The same as the server has said it, which may be more.
+    ///
+    /// # Errors
+    /// As [`Self::stats`].
+    pub fn stats_json(&mut self) -> io::Result<Value> {
+        self.ask("stats")
+    }
+
+    /// Holds all changes in the mount, as long as what is given is there; also the end of this
+    /// process ends it. The server may take as long for it as a write takes that is under way, and
+    /// is waited for.
+    ///
+    /// # Errors
+    /// The server says why not.
+    pub fn freeze(mut self) -> io::Result<Freeze> {
+        self.stream.get_ref().set_read_timeout(None)?;
+        let frozen = self.ask("freeze");
+        self.stream.get_ref().set_read_timeout(Some(PATIENCE))?;
+        frozen.map(|_| Freeze(self))
+    }
+
+    fn ask(&mut self, what: &str) -> io::Result<Value> {
+        let line = format!("{}\n", json!({ what: {} }));
+        let silent = |error: io::Error| match error.kind() {
+            io::ErrorKind::WouldBlock => io::Error::new(
+                io::ErrorKind::TimedOut,
+                format!("the server has not answered within {PATIENCE:?}"),
+            ),
+            // It went without having read all.
+            io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => hung_up(),
+            _ => error,
+        };
+        self.stream
+            .get_mut()
+            .write_all(line.as_bytes())
+            .map_err(silent)?;
+        let mut answer = Vec::new();
+        (&mut self.stream)
+            .take(LONGEST)
+            .read_until(b'\n', &mut answer)
+            .map_err(silent)?;
+        if answer.is_empty() {
+            return Err(hung_up());
+        }
+        let mut answer: Value = serde_json::from_slice(&answer)?;
+        if let Some(why) = answer.get("error") {
+            let why = why.as_str().unwrap_or("for no reason");
+            return Err(io::Error::other(why.to_owned()));
+        }
+        answer.get_mut(what).map(Value::take).ok_or_else(|| {
+            io::Error::new(
+                io::ErrorKind::InvalidData,
+                "the server has answered something else",
+            )
+        })
+    }
+}
+
+fn hung_up() -> io::Error {
+    io::Error::new(
+        io::ErrorKind::UnexpectedEof,
+        "the server has hung up: it is ending, has too many clients, or does not know you",
+    )
+}
+
+impl Freeze {
+    /// Ends it, waits until it has ended, and gives the connection back.
+    ///
+    /// # Errors
+    /// The server does not answer; it ends with the connection then.
+    pub fn thaw(self) -> io::Result<Client> {
+        let mut client = self.0;
+        client.ask("thaw")?;
+        Ok(client)
+    }
+}
