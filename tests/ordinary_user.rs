@@ -444,3 +444,24 @@ fn a_store_that_cannot_be_used_is_told_in_one_line() {
         }
     });
 }
+
+#[test]
+fn an_ordinary_user_asks_his_own_server() {
+    with_user("an_ordinary_user_asks_his_own_server", |user| {
+        user.sh("mkdir tree mnt && echo hello >tree/file && tar -C tree -cf image.tar .");
+        let tarnfs = user.tarnfs();
+        let socket = ["--control", "socket"];
+        user.ok(
+            &tarnfs,
+            &[&["mount"], &socket[..], &["image.tar", "mnt"]].concat(),
+        );
+        user.sh("cat mnt/file");
+        for args in [&["mnt"], &socket[..]] {
+            let shown = user.ok(&tarnfs, &[&["stats"], args].concat());
+            assert!(shown.contains("\nread "), "{shown}");
+        }
+        user.ok(&tarnfs, &["umount", "mnt"]);
+        user.sh("test ! -e socket");
+        user.wait_for_servers();
+    });
+}
