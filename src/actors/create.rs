@@ -47,6 +47,22 @@ impl Actors {
         }
     }
 
+    /// Refuses ids that are taken, before something is done for which they are wanted.
+    ///
+    /// # Errors
+    /// [`Error::Exists`]; those of looking.
+    pub fn check_free(&self, ids: &[Id]) -> Result<(), Error> {
+        for id in ids {
+            if self.find(id)?.is_some() {
+                return Err(Error::Exists {
+                    id: id.clone(),
+                    what: "life",
+                });
+            }
+        }
+        Ok(())
+    }
+
     fn same(&self, id: &Id, make: &Make) -> Result<Option<Actor>, Error> {
         let Some(found) = self.find(id)? else {
             return Ok(None);

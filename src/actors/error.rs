@@ -5,9 +5,11 @@ use std::path::PathBuf;
 
 use super::Id;
 use crate::actor::ActorError;
+use crate::diff::DiffError;
 use crate::lower::OpenError;
 use crate::mount::MountError;
 use crate::overlay;
+use crate::stack::StackError;
 use crate::store::StoreError;
 use crate::upper::UpperError;
 
@@ -56,6 +58,14 @@ pub enum Error {
          end that, or cut it off (--force)"
     )]
     InUse(Id),
+    /// Its server does not hold its writes back.
+    #[error("actor {id}: its writes cannot be held back: {source}")]
+    Frozen {
+        /// The actor.
+        id: Id,
+        /// Why not.
+        source: io::Error,
+    },
     /// What was asked for makes no sense or cannot be had; the text says it all.
     #[error("{0}")]
     Refused(String),
@@ -84,6 +94,12 @@ pub enum Error {
     /// The mount.
     #[error(transparent)]
     Mount(#[from] MountError),
+    /// What it has written cannot be read.
+    #[error(transparent)]
+    Diff(#[from] DiffError),
+    /// No image can be made of it.
+    #[error(transparent)]
+    Stack(#[from] StackError),
     /// The bundle.
     #[error("{}", crate::actor::in_one_line(.0))]
     Bundle(#[from] ActorError),

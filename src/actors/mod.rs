@@ -11,6 +11,8 @@
 //!
 //! It prints nothing and reads no environment.
 
+mod changes;
+mod checkpoint;
 mod create;
 mod destroy;
 mod error;
@@ -22,6 +24,8 @@ mod server;
 mod state;
 mod stop;
 
+pub use changes::Took;
+pub use checkpoint::{Asked, Checkpoint};
 pub use error::Error;
 pub use id::Id;
 pub use record::{ImageRef, InBundle, Make, Record, Serving, UpperKind};

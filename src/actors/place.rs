@@ -7,7 +7,7 @@
 //!                     mem          where its tmpfs is mounted, if it has one
 //!                     rootfs       where it is mounted, unless elsewhere
 //!                     server       the last server: who it is; locked as long as it lives
-//!                     control      the socket that it is asked through
+//!                     socket/control   where it is asked; who binds it locks its directory
 //!                     log          what it had to say
 //!                     made-point   its mount point elsewhere goes with it
 //!                     wipe         an unfinished reset
@@ -75,7 +75,7 @@ impl Place {
     }
 
     pub(super) fn control(&self) -> PathBuf {
-        self.dir.join("control")
+        self.dir.join("socket/control")
     }
 
     pub(super) fn log(&self) -> PathBuf {
@@ -190,7 +190,7 @@ impl Place {
             std::os::unix::fs::symlink(format!("../../images/sha256/{}", digest.hex()), &link)
                 .map_err(Error::path("cannot make", &link))?;
         }
-        let mut dirs = vec![(self.rootfs(), 0o755)];
+        let mut dirs = vec![(self.rootfs(), 0o755), (self.dir.join("socket"), 0o700)];
         match record.make.upper {
             UpperKind::Disk => {
                 dirs.push((self.dir.join("upper"), 0o755));

@@ -9,6 +9,7 @@ use super::Id;
 use crate::actor::bundle::Config;
 use crate::digest::Digest;
 use crate::mount::Settings;
+use crate::mount::control::Listen;
 
 /// Version of the record.
 pub(super) const FORMAT: u32 = 1;
@@ -45,6 +46,9 @@ pub enum UpperKind {
 pub struct Serving {
     /// As [`Settings::passthrough`].
     pub passthrough: Option<u64>,
+    /// As [`Settings::upper_passthrough`]: faster, but what is written so cannot be held back for a
+    /// checkpoint, nor counted.
+    pub upper_passthrough: bool,
     /// As [`Settings::noopen`].
     pub noopen: bool,
 }
@@ -58,6 +62,7 @@ impl Default for Serving {
         } = Settings::default();
         Self {
             passthrough,
+            upper_passthrough: false,
             noopen,
         }
     }
@@ -67,6 +72,7 @@ impl Serving {
     pub(super) fn settings(self) -> Settings {
         Settings {
             passthrough: self.passthrough,
+            upper_passthrough: self.upper_passthrough,
             noopen: self.noopen,
             ..Settings::default()
         }
@@ -101,6 +107,9 @@ pub struct Make {
     /// The OCI bundle whose root filesystem it is.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub bundle: Option<InBundle>,
+    /// Where its server answers Prometheus.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub metrics: Option<Listen>,
     /// How it is served.
     #[serde(default)]
     pub serving: Serving,
@@ -130,6 +139,7 @@ impl Make {
             (self.inodes != other.inodes, "number of inodes"),
             (self.point != other.point, "mount point"),
             (self.bundle != other.bundle, "bundle"),
+            (self.metrics != other.metrics, "place for metrics"),
             (self.serving != other.serving, "way of serving"),
         ]
         .into_iter()

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::place::{self, Locked};
-use super::record::UpperKind;
+use super::record::{ImageRef, UpperKind};
 use super::state::{self, Serves, State};
 use super::stop::Stop;
 use super::{Actor, Error};
@@ -16,8 +16,8 @@ use crate::actor::bundle;
 use crate::lower::Lower;
 use crate::mount::backing::Choice;
 use crate::mount::{
-    MountOptions, Rights, Server, Signals, check_point, find_mount, open_upper, prepare_process,
-    rights, state_dirs,
+    About, MountOptions, Rights, Server, Signals, check_point, find_mount, open_upper,
+    prepare_process, rights, state_dirs,
 };
 use crate::overlay::{self, Overlay};
 use crate::sys;
@@ -95,7 +95,7 @@ impl Actor {
     }
 
     /// The directories for what is written, made if they are missing.
-    fn make_writes(&self) -> Result<(PathBuf, PathBuf), Error> {
+    pub(super) fn make_writes(&self) -> Result<(PathBuf, PathBuf), Error> {
         let (upper, work) = self.writes();
         let make = &self.record.make;
         match make.upper {
@@ -160,14 +160,10 @@ impl Actor {
                 upper: upper.to_owned(),
             });
         }
-        let me = (
-            rustix::process::geteuid().as_raw(),
-            rustix::process::getegid().as_raw(),
-        );
         let options = overlay::Options {
             // A tmpfs has nothing to sync.
             volatile: self.record.make.upper == UpperKind::Tmpfs,
-            squash: (me.0 != 0).then_some(me),
+            squash: squash(),
             ..overlay::Options::default()
         };
         Ok(Overlay::with_upper(lower, opened, options)?)
@@ -182,8 +178,24 @@ impl Actor {
         options.backing = Choice::of_environment();
         options.upper = Some(upper.to_owned());
         options.work = Some(work.to_owned());
+        options.control = Some(self.place.control());
+        options.metrics.clone_from(&self.record.make.metrics);
+        options.about = About {
+            digest: match &self.record.make.image {
+                ImageRef::Stored(digest) => Some(digest.to_string()),
+                ImageRef::Tar(_) => None,
+            },
+            actor: Some(self.id().to_string()),
+            ..About::default()
+        };
         options
     }
+}
+
+/// Whose the image's files are, where the server cannot chown.
+pub(super) fn squash() -> Option<(u32, u32)> {
+    let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
+    (!uid.is_root()).then(|| (uid.as_raw(), gid.as_raw()))
 }
 
 impl Serving {

@@ -16,7 +16,7 @@ use tarnfs::overlay::{self, Overlay};
 use tarnfs::store::Image;
 use tarnfs::upper::UpperError;
 
-use super::flatten::{align, is_stdout, side_blobs};
+use super::flatten::{align, is_stdout};
 use super::mount::beside;
 use super::progress::Bar;
 use super::{Global, image, print};
@@ -88,7 +88,8 @@ enum FormatArg {
     Podman,
 }
 
-fn pattern(text: &str) -> Result<Pattern, String> {
+/// A pattern of `--exclude`.
+pub(crate) fn pattern(text: &str) -> Result<Pattern, String> {
     Pattern::new(text.as_bytes()).map_err(|error| error.to_string())
 }
 
@@ -155,7 +156,7 @@ impl DiffArgs {
             exclude: self.exclude.clone(),
             align: self.align.unwrap_or(Align::BLOCK),
             digest: self.digest,
-            side_blobs: side_blobs(image),
+            side_blobs: image.side_blobs(),
             squash,
         }
     }

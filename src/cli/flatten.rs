@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use anyhow::{Context as _, bail};
 use serde_json::json;
 use tarnfs::flatten::{self, Align, FlattenError, Flattened, Options, Target};
-use tarnfs::store::{BlobPlace, Image, Progress};
+use tarnfs::store::Progress;
 
 use super::progress::Bar;
 use super::{Global, image, print};
@@ -56,7 +56,7 @@ pub(crate) fn run(global: &Global, args: Args) -> anyhow::Result<ExitCode> {
     let (image, lower) = image::open(global, &args.image)?;
     let options = Options {
         align: args.align.unwrap_or(Align::BLOCK),
-        side_blobs: side_blobs(&image),
+        side_blobs: image.side_blobs(),
     };
     let mut bar = Bar::new("flattening");
     let mut progress = |done, total| bar.on(Progress::Indexing { done, total });
@@ -90,13 +90,6 @@ pub(crate) fn run(global: &Global, args: Args) -> anyhow::Result<ExitCode> {
         }
         Ok(())
     }))
-}
-
-/// Which of an image's blobs are side blobs.
-pub(super) fn side_blobs(image: &Image) -> Vec<u16> {
-    let blobs = (0..).zip(&image.record().blobs);
-    let side = blobs.filter(|(_, blob)| blob.place == BlobPlace::Side);
-    side.map(|(n, _)| n).collect()
 }
 
 /// Whether `path` is what standard output is, as /dev/stdout is: a file behind it that the caller

@@ -153,6 +153,14 @@ impl Image {
         &self.blobs
     }
 
+    /// Which of its blobs, by position, are side blobs: in those a sparse file's holes are zeros.
+    #[must_use]
+    pub fn side_blobs(&self) -> Vec<u16> {
+        let blobs = (0..).zip(&self.record.blobs);
+        let side = blobs.filter(|(_, blob)| blob.place == BlobPlace::Side);
+        side.map(|(n, _)| n).collect()
+    }
+
     /// The index file.
     #[must_use]
     pub fn index_path(&self) -> PathBuf {

@@ -229,6 +229,20 @@ impl Upper {
     }
 }
 
+/// The namespace of the marks of the upper with the root directory `root`, which others may be using:
+/// the one that it bears, or else that in which this process would set them.
+///
+/// # Errors
+/// Those of reading it.
+pub fn marks_of(root: BorrowedFd<'_>) -> rustix::io::Result<Namespace> {
+    let me = rustix::process::geteuid();
+    Ok(match found::marks(root, me.as_raw())? {
+        Bears::Marks(namespace) => namespace,
+        Bears::Nothing | Bears::Doubt if me.is_root() => Namespace::Trusted,
+        Bears::Nothing | Bears::Doubt => Namespace::User,
+    })
+}
+
 fn io_error(path: &Path, doing: &'static str, source: std::io::Error) -> UpperError {
     UpperError::Io {
         path: path.into(),

@@ -8,10 +8,12 @@ use anyhow::{Context, bail};
 use tarnfs::actor::bundle::Config;
 use tarnfs::actor::spec::Net;
 use tarnfs::actors::{Actor, Actors, Id, ImageRef, InBundle, Make, Serving, UpperKind};
+use tarnfs::mount::control::Listen;
 use tarnfs::store::Image;
 
 use super::start;
 use crate::cli::Global;
+use crate::cli::control::ControlArgs;
 use crate::cli::image::{self, ImageArg};
 use crate::cli::mount_options::parse_size;
 use crate::cli::run::{ProgramArgs, image_config, parse_net, work_beside};
@@ -84,9 +86,16 @@ pub(super) struct MakeArgs {
     /// [default: 64K]
     #[arg(long, value_name = "SIZE")]
     passthrough: Option<PassThrough>,
+    /// Let the kernel by itself write what is written: faster, but `checkpoint` and `diff` then
+    /// refuse as long as files are open for writing, and there is no quota
+    #[arg(long, conflicts_with_all = ["size", "inodes"])]
+    upper_passthrough: bool,
     /// Open files without asking the server
     #[arg(long)]
     noopen: bool,
+    /// Answer Prometheus at this place: unix:PATH, 127.0.0.1:PORT or [::1]:PORT
+    #[arg(long, value_name = "PLACE")]
+    metrics: Option<Listen>,
 }
 
 impl Args {
@@ -144,10 +153,17 @@ impl MakeArgs {
             inodes: self.inodes,
             point: self.mount.as_deref().map(absolute).transpose()?,
             bundle,
+            metrics: ControlArgs {
+                control: None,
+                metrics: self.metrics.clone(),
+            }
+            .or(ControlArgs::default())?
+            .metrics,
             serving: Serving {
                 passthrough: self
                     .passthrough
                     .map_or(Serving::default().passthrough, |said| said.0),
+                upper_passthrough: self.upper_passthrough,
                 noopen: self.noopen,
             },
         };

@@ -3,11 +3,12 @@
 use std::io::Write;
 use std::process::ExitCode;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use serde::Serialize;
-use tarnfs::actors::{Actor, Id, ImageRef, Listed, Record, Seen, ServerRecord, UpperKind};
+use tarnfs::actors::{Actor, Id, ImageRef, Listed, Record, Seen, ServerRecord, State, UpperKind};
 
 use super::actors;
+use crate::cli::stats::{Form, show};
 use crate::cli::{Global, print};
 
 /// List actors
@@ -19,6 +20,28 @@ pub(crate) struct ListArgs {
     /// Ids alone
     #[arg(short, long, conflicts_with = "json")]
     quiet: bool,
+}
+
+/// Show what an actor's server has done
+#[derive(Debug, clap::Args)]
+pub(crate) struct StatsArgs {
+    #[command(flatten)]
+    form: Form,
+    /// The actor
+    #[arg(value_name = "ID")]
+    id: Id,
+}
+
+pub(super) fn stats(global: &Global, args: &StatsArgs) -> anyhow::Result<ExitCode> {
+    let actor = actors(global)?.get(&args.id)?;
+    match actor.look()?.state {
+        State::Mounted | State::Detached => show(&actor.control(), args.form),
+        other => bail!(
+            "actor {}: has no server: it is {}",
+            actor.id(),
+            other.word()
+        ),
+    }
 }
 
 /// Show all that is known of an actor, as JSON

@@ -1,12 +1,14 @@
 //! `tarnfs actor`
 
+mod checkpoint;
 mod create;
 mod list;
 mod start;
 mod stop;
 
-use std::process::ExitCode;
+use std::process::{Command, ExitCode, Stdio};
 
+use anyhow::{Context, bail};
 use tarnfs::actors::{Actors, Id};
 
 use super::{Global, image, logging};
@@ -33,6 +35,15 @@ enum What {
     Stop(stop::StopArgs),
     Reset(stop::ResetArgs),
     Destroy(stop::DestroyArgs),
+    Checkpoint(checkpoint::CheckpointArgs),
+    /// Make an actor on a checkpoint, without unpacking it
+    ///
+    /// As `create`: a checkpoint is an image as any other, also one that comes from another node
+    /// (oci:DIR, oci-archive:FILE).
+    Restore(Box<create::Args>),
+    Fork(checkpoint::ForkArgs),
+    Diff(checkpoint::DiffOfArgs),
+    Stats(list::StatsArgs),
     List(list::ListArgs),
     Inspect(list::InspectArgs),
 }
@@ -40,15 +51,19 @@ enum What {
 pub(crate) fn run(global: &Global, args: Args) -> anyhow::Result<ExitCode> {
     match args.what {
         // They fork before anything is opened, and see to their own log.
-        What::Create(args) if args.starts() => create::run(global, &args),
+        What::Create(args) | What::Restore(args) if args.starts() => create::run(global, &args),
         What::Start(args) => start::run(global, &args),
         other => {
             logging::init(global)?;
             match other {
-                What::Create(args) => create::run(global, &args),
+                What::Create(args) | What::Restore(args) => create::run(global, &args),
                 What::Stop(args) => stop::stop(global, &args),
                 What::Reset(args) => stop::reset(global, &args),
                 What::Destroy(args) => stop::destroy(global, &args),
+                What::Checkpoint(args) => checkpoint::checkpoint(global, &args),
+                What::Fork(args) => checkpoint::fork(global, &args),
+                What::Diff(args) => checkpoint::diff(global, &args),
+                What::Stats(args) => list::stats(global, &args),
                 What::List(args) => list::list(global, &args),
                 What::Inspect(args) => list::inspect(global, &args),
                 What::Start(args) => start::run(global, &args),
@@ -59,6 +74,22 @@ pub(crate) fn run(global: &Global, args: Args) -> anyhow::Result<ExitCode> {
 
 fn actors(global: &Global) -> anyhow::Result<Actors> {
     Ok(Actors::of(&image::store(global)?))
+}
+
+/// Starts the actor by a process of this program that has opened nothing yet.
+fn again(global: &Global, id: &Id) -> anyhow::Result<()> {
+    let store = std::path::absolute(image::store(global)?.dir())?;
+    let started = Command::new("/proc/self/exe")
+        .arg("--store")
+        .arg(store)
+        .args(["actor", "start", id.as_str()])
+        .stdout(Stdio::null())
+        .status()
+        .context("tarnfs actor start")?;
+    if !started.success() {
+        bail!("{id}: is there, but could not be mounted");
+    }
+    Ok(())
 }
 
 /// Does something to each of several actors; what fails for one is told, and the others go on.

@@ -1,13 +1,12 @@
 //! `tarnfs actor stop`, `reset`, `destroy`
 
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
 use tarnfs::actors::{Id, Stop};
 
-use super::{actors, each};
-use crate::cli::{Global, image};
+use super::{actors, again, each};
+use crate::cli::Global;
 
 /// What to do about those who still use an actor.
 #[derive(Debug, clap::Args)]
@@ -75,22 +74,6 @@ pub(super) fn reset(global: &Global, args: &ResetArgs) -> anyhow::Result<ExitCod
         }
         Ok(())
     }))
-}
-
-/// Starts the actor by a process of this program that has opened nothing yet.
-fn again(global: &Global, id: &Id) -> anyhow::Result<()> {
-    let store = std::path::absolute(image::store(global)?.dir())?;
-    let started = Command::new("/proc/self/exe")
-        .arg("--store")
-        .arg(store)
-        .args(["actor", "start", id.as_str()])
-        .stdout(std::process::Stdio::null())
-        .status()
-        .context("tarnfs actor start")?;
-    if !started.success() {
-        bail!("{id}: is empty now, but could not be mounted again");
-    }
-    Ok(())
 }
 
 /// Remove actors, with what they have written

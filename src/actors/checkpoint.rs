@@ -1,0 +1,103 @@
+//! Checkpoints: what an actor has written becomes a layer on its image, and with it an image of the
+//! store, on which others go on. Nothing is unpacked for them.
+
+use std::sync::Arc;
+
+use super::record::{ImageRef, Make, UpperKind};
+use super::{Actor, Actors, Error, Id, Took};
+use crate::diff::{self, Format, Options, Pattern, Written};
+use crate::digest::Digest;
+use crate::import::Watch;
+use crate::stack::{self, Note, Stacked};
+use crate::store::OnProgress;
+
+/// A checkpoint that was made.
+pub type Checkpoint = Took<Stacked<Written>>;
+
+/// What of an actor goes into a checkpoint, and who is told.
+pub struct Asked<'a> {
+    /// What is left out.
+    pub exclude: Vec<Pattern>,
+    /// Said in the history of the image.
+    pub comment: Option<String>,
+    /// Told how many bytes are written.
+    pub progress: diff::OnProgress<'a>,
+    /// Told what the store waits for.
+    pub store: OnProgress<'a>,
+    /// Told of an import: a local tar comes into the store with its first checkpoint.
+    pub watch: Arc<dyn Watch + Send + Sync>,
+}
+
+impl std::fmt::Debug for Asked<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Asked").finish_non_exhaustive()
+    }
+}
+
+impl Actor {
+    /// Makes an image of the store of the actor's image and of what it has written. The actor goes
+    /// on as it was.
+    ///
+    /// # Errors
+    /// [`Error`]; nothing can be seen of the image then.
+    pub fn checkpoint(&self, asked: Asked<'_>) -> Result<Checkpoint, Error> {
+        let locked = self.lock()?;
+        let image = self.image()?;
+        let base = stack::ensure_in_store(&self.store, &image, asked.watch)?;
+        let lower = image.lower()?;
+        let note = Note {
+            id: self.id().to_string(),
+            comment: asked.comment,
+            created: super::now(),
+        };
+        let options = Options {
+            format: Format::Oci,
+            exclude: asked.exclude,
+            side_blobs: image.side_blobs(),
+            ..Options::default()
+        };
+        let mut frozen = None;
+        let (store, progress) = (&self.store, asked.progress);
+        let stacked = stack::add_layer(
+            store,
+            &base,
+            &note,
+            |out| {
+                let took = self.with_changes_locked(&locked, lower, options, |changes| {
+                    changes.write(out, progress).map_err(Error::from)
+                })?;
+                frozen = took.frozen;
+                Ok::<_, Error>(took.value)
+            },
+            asked.store,
+        )?;
+        Ok(Took {
+            value: stacked,
+            frozen,
+        })
+    }
+}
+
+impl Actors {
+    /// Makes actors that go on from the checkpoint `digest` of `of`: as it is in all else, but each
+    /// in a place of its own.
+    ///
+    /// # Errors
+    /// [`Error`]; those that were made by then stay.
+    pub fn fork(&self, of: &Actor, digest: Digest, ids: &[Id]) -> Result<Vec<Actor>, Error> {
+        let image = self.store.image(&digest)?;
+        let make = Make {
+            image: ImageRef::Stored(digest),
+            upper: match &of.record.make.upper {
+                UpperKind::Tmpfs => UpperKind::Tmpfs,
+                UpperKind::Disk | UpperKind::Dir { .. } => UpperKind::Disk,
+            },
+            point: None,
+            bundle: None,
+            ..of.record.make.clone()
+        };
+        ids.iter()
+            .map(|id| self.create(id, &image, make.clone()))
+            .collect()
+    }
+}

@@ -1,0 +1,162 @@
+//! `tarnfs actor checkpoint`, `fork`, `diff`
+
+use std::io::Write;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use serde_json::json;
+use tarnfs::actors::{Actor, Asked, Checkpoint, Id};
+use tarnfs::diff::Pattern;
+use tarnfs::store::ImageName;
+
+use super::{actors, again};
+use crate::cli::diff::{DiffArgs, pattern};
+use crate::cli::progress::Bar;
+use crate::cli::{Global, image, print};
+
+/// Keep what an actor has written as an image, and print its digest
+///
+/// The image has what was written as one more layer. An actor that is mounted goes on; its writes
+/// are held back for as long as the layer is written, so that it holds one moment.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  tarnfs actor checkpoint --name a1-before a1
+  tarnfs actor restore --start a2 a1-before
+  tarnfs export a1-before oci-archive:a1.tar      # for another node")]
+pub(crate) struct CheckpointArgs {
+    #[command(flatten)]
+    what: WhatArgs,
+    /// Keep this name for the image
+    #[arg(long, value_name = "NAME", value_parser = image::parse_name)]
+    name: Option<ImageName>,
+    /// Print one object: digest, layer, bytes, entries, whiteouts, sockets, seconds in which writes
+    /// were held back
+    #[arg(long)]
+    json: bool,
+    /// The actor
+    #[arg(value_name = "ID")]
+    id: Id,
+}
+
+/// What of an actor goes into a checkpoint.
+#[derive(Debug, clap::Args)]
+struct WhatArgs {
+    /// Leave out what has this path inside, and all below it: what a runtime made. * stands for any
+    /// bytes of a name, ** for any number of names; may be given again
+    #[arg(long, value_name = "PATTERN", value_parser = pattern)]
+    exclude: Vec<Pattern>,
+    /// Say this in the history of the image
+    #[arg(long, value_name = "TEXT")]
+    comment: Option<String>,
+}
+
+impl WhatArgs {
+    fn take(&self, actor: &Actor) -> anyhow::Result<Checkpoint> {
+        let mut bar = Bar::new("writing changes");
+        let mut waits = Bar::new("checkpoint");
+        let made = actor.checkpoint(Asked {
+            exclude: self.exclude.clone(),
+            comment: self.comment.clone(),
+            progress: &mut |done| bar.on_bytes(done),
+            store: &mut |p| waits.on(p),
+            watch: Arc::new(()),
+        })?;
+        drop((bar, waits));
+        let sockets = made.value.value.sockets;
+        if sockets > 0 {
+            tracing::warn!(
+                "{}: {sockets} sockets are left out: no layer can hold one",
+                actor.id()
+            );
+        }
+        Ok(made)
+    }
+}
+
+pub(super) fn checkpoint(global: &Global, args: &CheckpointArgs) -> anyhow::Result<ExitCode> {
+    let actors = actors(global)?;
+    let made = args.what.take(&actors.get(&args.id)?)?;
+    let stacked = &made.value;
+    if let Some(name) = &args.name {
+        actors.store().tag(&stacked.digest, name)?;
+    }
+    let mut out = print::out();
+    let shown = if args.json {
+        let written = stacked.value;
+        let object = json!({
+            "digest": stacked.digest,
+            "layer": stacked.layer,
+            "bytes": written.len,
+            "entries": written.entries,
+            "whiteouts": written.whiteouts,
+            "sockets": written.sockets,
+            "frozen_seconds": made.frozen.map(|time| time.as_secs_f64()),
+        });
+        serde_json::to_writer_pretty(&mut out, &object)
+            .map_err(std::io::Error::from)
+            .and_then(|()| writeln!(out))
+    } else {
+        writeln!(out, "{}", stacked.digest)
+    };
+    print::finish(shown.and_then(|()| out.flush()).map_err(Into::into))
+}
+
+/// Make actors that go on from where another is, and print the checkpoint's digest
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  tarnfs actor fork --start a1 b1 b2 b3")]
+pub(crate) struct ForkArgs {
+    #[command(flatten)]
+    what: WhatArgs,
+    /// Mount them, too
+    #[arg(long)]
+    start: bool,
+    /// The actor
+    #[arg(value_name = "ID")]
+    id: Id,
+    /// The new ones
+    #[arg(value_name = "NEW", required = true)]
+    new: Vec<Id>,
+}
+
+pub(super) fn fork(global: &Global, args: &ForkArgs) -> anyhow::Result<ExitCode> {
+    let actors = actors(global)?;
+    let of = actors.get(&args.id)?;
+    // Before anything is done: an id that is taken.
+    actors.check_free(&args.new)?;
+    let made = args.what.take(&of)?;
+    let digest = made.value.digest;
+    actors.fork(&of, digest, &args.new)?;
+    if args.start {
+        for id in &args.new {
+            again(global, id)?;
+        }
+    }
+    let mut out = print::out();
+    let shown = writeln!(out, "{digest}").and_then(|()| out.flush());
+    print::finish(shown.map_err(Into::into))
+}
+
+/// Write what an actor has written as a tar
+///
+/// In one pass from where it lies. The writes of an actor that is mounted are held back meanwhile.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  tarnfs actor diff a1 -o layer.tar
+  tarnfs actor diff --size a1
+  tarnfs actor diff --format gvisor --exclude '/run/**' a1 -o upper.tar")]
+pub(crate) struct DiffOfArgs {
+    #[command(flatten)]
+    diff: DiffArgs,
+    /// The actor
+    #[arg(value_name = "ID")]
+    id: Id,
+}
+
+pub(super) fn diff(global: &Global, args: &DiffOfArgs) -> anyhow::Result<ExitCode> {
+    args.diff.check_terminal()?;
+    let actor = actors(global)?.get(&args.id)?;
+    let options = args.diff.options(&actor.image()?, None);
+    let took = actor.with_changes(options, |changes| args.diff.write(changes))?;
+    Ok(took.value)
+}
