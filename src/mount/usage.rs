@@ -97,6 +97,7 @@ impl Shared {
     }
 
     fn look(&self) {
+        let looking = Looking(self);
         let began = Instant::now();
         let found = self.overlay.upgrade().and_then(|overlay| {
             let root = overlay.upper()?.root();
@@ -106,9 +107,8 @@ impl Shared {
         state.found = found.or(state.found);
         let pause = FRESH.max(began.elapsed().saturating_mul(SELDOM));
         state.again = Instant::now().checked_add(pause);
-        state.looking = false;
         drop(state);
-        self.done.notify_all();
+        drop(looking);
     }
 
     /// All below `root`; `None` if it is to stop. What goes away meanwhile is not counted.
@@ -133,6 +133,16 @@ impl Shared {
             }
         }
         Some(usage)
+    }
+}
+
+/// Somebody looks; whoever waits for the end of it goes on when this is dropped, whatever happened.
+struct Looking<'a>(&'a Shared);
+
+impl Drop for Looking<'_> {
+    fn drop(&mut self) {
+        self.0.state().looking = false;
+        self.0.done.notify_all();
     }
 }
 
