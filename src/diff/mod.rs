@@ -33,7 +33,7 @@ use rustix::io::Errno;
 use crate::digest::Digest;
 use crate::lower::{Lower, LowerError};
 use crate::pack::output::NewFile;
-use crate::pack::sink::{Hashing, NoMore, Out, Sink};
+use crate::pack::sink::{self, NoMore, Out, Sink, To};
 use crate::pack::{Align, OutputError};
 use crate::tar::printable;
 use crate::upper::Upper;
@@ -258,24 +258,16 @@ impl<'a> Changes<'a> {
         Ok(*self.told.get_or_init(|| len))
     }
 
-    /// Writes the tar to `out`.
+    /// Writes the tar to `out`, by a thread beside the one that reads the upper.
     ///
     /// # Errors
     /// [`DiffError`]; what was written by then is no tar.
     pub fn write(
         &self,
-        out: &mut dyn Write,
+        out: &mut (dyn Write + Send),
         progress: OnProgress<'_>,
     ) -> Result<Written, DiffError> {
-        if !self.options.digest {
-            return self.write_to(Out::Stream(out), progress);
-        }
-        let mut out = Hashing::new(out);
-        let written = self.write_to(Out::Stream(&mut out), progress)?;
-        Ok(Written {
-            digest: Some(out.finish()),
-            ..written
-        })
+        self.write_to(To::Stream(out), progress)
     }
 
     /// Writes the tar to the file `path`, in place of what regular file is there. The kernel copies
@@ -287,11 +279,7 @@ impl<'a> Changes<'a> {
     pub fn write_file(&self, path: &Path, progress: OnProgress<'_>) -> Result<Written, DiffError> {
         let fail = OutputError::of(path);
         let mut file = NewFile::beside(path).map_err(&fail)?;
-        let written = if self.options.digest {
-            self.write(file.file(), progress)
-        } else {
-            self.write_to(Out::File(file.file()), progress)
-        };
+        let written = self.write_to(To::File(file.file()), progress);
         let written = written.map_err(|error| match error {
             DiffError::Write(source) => fail(source).into(),
             other => other,
@@ -300,14 +288,16 @@ impl<'a> Changes<'a> {
         Ok(written)
     }
 
-    fn write_to(&self, out: Out<'_>, progress: OnProgress<'_>) -> Result<Written, DiffError> {
-        let mut sink = Sink::new(out);
-        let done = self.put(&mut sink, progress)?;
-        let len = sink.finish()?;
+    fn write_to(&self, to: To<'_>, progress: OnProgress<'_>) -> Result<Written, DiffError> {
+        let hash = self.options.digest;
+        let (done, len, digest) = sink::beside(to, hash, |sink| self.put(sink, progress))?;
         if self.told.get().is_some_and(|told| *told != len) {
             return Err(DiffError::changed(b""));
         }
-        Ok(done.written(len))
+        Ok(Written {
+            digest,
+            ..done.written(len)
+        })
     }
 
     /// Puts all of the format's tar in.

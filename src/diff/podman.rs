@@ -10,7 +10,7 @@ use crate::inode::Time;
 use crate::pack::OutputError;
 use crate::pack::header::{BLOCK, Entry, EntryType, Place};
 use crate::pack::output::NewFile;
-use crate::pack::sink::{Out, Sink};
+use crate::pack::sink::{self, Out, Sink, To};
 
 /// The tar's name (checkpointctl, `lib/metadata.go`).
 const TAR: &str = "rootfs-diff.tar";
@@ -113,10 +113,9 @@ impl Changes<'_> {
         let [tar, deleted] = [TAR, DELETED].map(|name| dir.join(name));
         let (fail_tar, fail_deleted) = (OutputError::of(&tar), OutputError::of(&deleted));
         let mut file = NewFile::beside(&tar).map_err(&fail_tar)?;
-        let mut sink = Sink::new(Out::File(file.file()));
-        let done = changes.put_entries(&mut sink, progress);
-        let len = done.and_then(|done| Ok((done, sink.finish()?)));
-        let (done, len) = len.map_err(|error| match error {
+        let to = To::File(file.file());
+        let made = sink::beside(to, false, |sink| changes.put_entries(sink, progress));
+        let (done, len, _) = made.map_err(|error| match error {
             DiffError::Write(source) => fail_tar(source).into(),
             other => other,
         })?;

@@ -2,11 +2,15 @@
 //!
 //! Where it goes to a file the kernel copies large data by itself (copy_file_range(2)), or shares
 //! their blocks where the filesystem can and they lie on its boundaries. A digest needs every byte
-//! in memory: a tar that is to be hashed goes to a stream ([`Hashing`]).
+//! in memory, and takes that away.
+//!
+//! [`beside`] has a thread of its own hash and write, while the next files are read.
 
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
+use std::thread;
 
 use rustix::io::Errno;
 
@@ -31,10 +35,31 @@ pub(crate) struct NoMore(pub(crate) io::Error);
 pub(crate) enum Out<'a> {
     /// To be written to as it is.
     Stream(&'a mut dyn Write),
-    /// An empty regular file.
-    File(&'a File),
     /// Nowhere: its bytes are counted.
     Nowhere,
+    /// To a thread that writes.
+    Beside(Beside<'a>),
+}
+
+/// What a thread beside writes to.
+pub(crate) enum To<'a> {
+    /// To be written to as it is.
+    Stream(&'a mut (dyn Write + Send)),
+    /// An empty regular file.
+    File(&'a File),
+}
+
+/// Pieces that the thread may have to itself: one that is written, one that waits.
+const WAITING: usize = 2;
+
+/// The way to a thread that writes.
+pub(crate) struct Beside<'a> {
+    /// Pieces to be written, each with its offset and its length.
+    full: SyncSender<(u64, usize, Vec<u8>)>,
+    /// Pieces that have been.
+    free: Receiver<Vec<u8>>,
+    /// The file, if it is one that the kernel may copy to.
+    file: Option<&'a File>,
 }
 
 /// A stream whose bytes are hashed on their way.
@@ -81,7 +106,7 @@ pub(crate) struct Sink<'a> {
 
 impl<'a> Sink<'a> {
     pub(crate) fn new(out: Out<'a>) -> Self {
-        let copies = matches!(out, Out::File(_));
+        let copies = matches!(&out, Out::Beside(beside) if beside.file.is_some());
         let piece = match out {
             Out::Nowhere => Vec::new(),
             _ => vec![0; PIECE],
@@ -165,7 +190,7 @@ impl<'a> Sink<'a> {
         let mut done = 0;
         if self.copies && len >= LARGE {
             self.flush()?;
-            while let Out::File(to) = &self.out
+            while let Out::Beside(Beside { file: Some(to), .. }) = &self.out
                 && done < len
             {
                 let want = usize::try_from((len - done).min(AT_ONCE)).unwrap_or(PIECE);
@@ -177,7 +202,7 @@ impl<'a> Sink<'a> {
                         self.len += copied as u64;
                         done += copied as u64;
                         on_copied(copied as u64);
-                        self.write_out(before);
+                        write_out(to, before, self.len);
                     }
                     Err(Errno::INTR) => {}
                     // Two filesystems, or one that cannot. What else is wrong `read`, or writing,
@@ -192,40 +217,29 @@ impl<'a> Sink<'a> {
         self.fill(len - done, |to, at| read(to, done + at))
     }
 
+    /// Sends what is in the piece on its way.
     fn flush(&mut self) -> Result<(), NoMore> {
-        let piece = self.piece.get(..self.used).unwrap_or_default();
-        let before = self.len - self.used as u64;
+        if self.used == 0 {
+            return Ok(());
+        }
+        let at = self.len - self.used as u64;
         match &mut self.out {
-            Out::Stream(out) => out.write_all(piece).map_err(NoMore)?,
-            Out::File(file) => {
-                let mut rest = piece;
-                let mut at = before;
-                while !rest.is_empty() {
-                    match sys::fs::write(file.as_fd(), at, rest) {
-                        Ok(0) => return Err(NoMore(io::ErrorKind::WriteZero.into())),
-                        Ok(n) => {
-                            rest = rest.get(n..).unwrap_or_default();
-                            at += n as u64;
-                        }
-                        Err(errno) => return Err(NoMore(errno.into())),
-                    }
-                }
+            Out::Stream(out) => {
+                let piece = self.piece.get(..self.used).unwrap_or_default();
+                out.write_all(piece).map_err(NoMore)?;
+            }
+            Out::Beside(beside) => {
+                // It is gone only when it has failed, and tells why when it is asked.
+                let gone = || NoMore(io::ErrorKind::BrokenPipe.into());
+                let piece = std::mem::take(&mut self.piece);
+                let sent = beside.full.send((at, self.used, piece));
+                sent.map_err(|_| gone())?;
+                self.piece = beside.free.recv().map_err(|_| gone())?;
             }
             Out::Nowhere => {}
         }
         self.used = 0;
-        self.write_out(before);
         Ok(())
-    }
-
-    /// Has the disk begin, where a boundary lies between `before` and the end.
-    fn write_out(&self, before: u64) {
-        if let Out::File(file) = &self.out
-            && self.len / WRITE_OUT > before / WRITE_OUT
-        {
-            // A hint; what fails of it, fsync will tell.
-            sys::fs::write_out(file.as_fd()).ok();
-        }
     }
 
     /// Writes what is left; gives the length of all.
@@ -235,5 +249,88 @@ impl<'a> Sink<'a> {
             out.flush().map_err(NoMore)?;
         }
         Ok(self.len)
+    }
+}
+
+/// Has the disk begin, where a boundary lies between `before` and `after`.
+fn write_out(file: &File, before: u64, after: u64) {
+    if after / WRITE_OUT > before / WRITE_OUT {
+        // A hint; what fails of it, fsync will tell.
+        sys::fs::write_out(file.as_fd()).ok();
+    }
+}
+
+/// Does `work`, which puts a tar in, while another thread writes it to `to`. Gives what that gave,
+/// the tar's length and, if `hash` says so, its digest.
+pub(crate) fn beside<T, E: From<NoMore>>(
+    to: To<'_>,
+    hash: bool,
+    work: impl FnOnce(&mut Sink<'_>) -> Result<T, E>,
+) -> Result<(T, u64, Option<Digest>), E> {
+    let file = match (&to, hash) {
+        (To::File(file), false) => Some(*file),
+        _ => None,
+    };
+    let (full, to_write) = sync_channel(WAITING);
+    let (written, free) = channel();
+    for _ in 0..WAITING {
+        written.send(vec![0; PIECE]).ok();
+    }
+    thread::scope(|scope| {
+        let write = move || {
+            let mut to = to;
+            let mut hasher = hash.then(Hasher::new);
+            for (at, used, piece) in to_write {
+                let piece: Vec<u8> = piece;
+                let bytes = piece.get(..used).unwrap_or_default();
+                if let Some(hasher) = &mut hasher {
+                    hasher.update(bytes);
+                }
+                to.put(at, bytes)?;
+                written.send(piece).ok();
+            }
+            to.end()?;
+            Ok::<_, io::Error>(hasher.map(Hasher::finish))
+        };
+        let thread = thread::Builder::new().spawn_scoped(scope, write);
+        let thread = thread.map_err(NoMore)?;
+        let mut sink = Sink::new(Out::Beside(Beside { full, free, file }));
+        let done = work(&mut sink);
+        let done = done.and_then(|done| Ok((done, sink.finish()?)));
+        // What went wrong there is why nothing could be put in here.
+        let ended = thread.join();
+        let ended = ended.unwrap_or_else(|_| Err(io::Error::other("the writing thread has died")));
+        match (done, ended) {
+            (Ok((done, len)), Ok(digest)) => Ok((done, len, digest)),
+            (_, Err(error)) => Err(NoMore(error).into()),
+            (Err(error), Ok(_)) => Err(error),
+        }
+    })
+}
+
+impl To<'_> {
+    fn put(&mut self, at: u64, bytes: &[u8]) -> io::Result<()> {
+        let file = match self {
+            Self::Stream(out) => return out.write_all(bytes),
+            Self::File(file) => file,
+        };
+        let (mut rest, mut now) = (bytes, at);
+        while !rest.is_empty() {
+            let n = sys::fs::write(file.as_fd(), now, rest)?;
+            if n == 0 {
+                return Err(io::ErrorKind::WriteZero.into());
+            }
+            rest = rest.get(n..).unwrap_or_default();
+            now += n as u64;
+        }
+        write_out(file, at, now);
+        Ok(())
+    }
+
+    fn end(&mut self) -> io::Result<()> {
+        match self {
+            Self::Stream(out) => out.flush(),
+            Self::File(_) => Ok(()),
+        }
     }
 }
