@@ -454,7 +454,9 @@ fn commands(f: &Fixture) -> Vec<String> {
 fn every_help_has_an_example() {
     let f = Fixture::new();
     let all = commands(&f);
-    for new in ["import", "images", "tag", "rm", "gc", "verify", "flatten"] {
+    for new in [
+        "import", "images", "tag", "rm", "gc", "verify", "flatten", "diff",
+    ] {
         assert!(all.iter().any(|c| c == new), "{new}: {all:?}");
     }
     for command in all {

@@ -23,6 +23,7 @@ use std::process::Output;
 use apply::{GNU, unpack};
 use changes::Renames;
 use common::python::python;
+use common::user::{self, with_user};
 use common::walk::{assert_same, described};
 use common::{Sandbox, can_mount, has, ok, pack, text};
 use serde_json::Value;
@@ -571,4 +572,37 @@ fn uppers_of_overlayfs() {
         let mount = apply::overlayfs(&again, &world.base, &upper, "on");
         assert_same(&want, &described(mount.path()));
     }
+}
+
+#[test]
+fn an_ordinary_user_s_upper() {
+    if !ready() {
+        return;
+    }
+    with_user("an_ordinary_user_s_upper", |his| {
+        let image = his.at("image.tar");
+        his.sh(
+            "mkdir -p tree/a/b tree/gone; echo x >tree/a/x; echo g >tree/gone/g; ln tree/a/x tree/a/b/y
+            echo closed >tree/closed; tar -C tree -cf image.tar .",
+        );
+        let tarnfs = his.tarnfs();
+        let tarnfs = tarnfs.to_str().unwrap();
+        his.sh(&format!(
+            "mkdir m; {tarnfs} mount -o allow_other --upper upper image.tar m; cd m
+            echo new >a/new; mv a/b c; rm -r gone; mkdir gone; setfattr -n user.k -v v gone
+            echo mine >mine; chmod 0 mine closed; mkdir shut; echo in >shut/in; chmod 0 shut; rm a/x"
+        ));
+        let want = described(&his.at("m"));
+        his.sh(&format!(
+            "{tarnfs} umount m; {tarnfs} diff --upper upper image.tar -o layer.tar"
+        ));
+        let sandbox = Sandbox::new();
+        let layout = apply::layout(&sandbox, "layout", &image, &his.at("layer.tar"));
+        let named = PathBuf::from(format!("oci:{}", layout.display()));
+        let mount = sandbox.mount("applied", &named, &["--read-only"]);
+        assert_same(&want, &described(mount.path()));
+        mount.unmount();
+        let tar = fs::metadata(his.at("layer.tar")).unwrap();
+        assert_eq!(std::os::unix::fs::MetadataExt::uid(&tar), user::UID);
+    });
 }

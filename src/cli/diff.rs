@@ -11,7 +11,7 @@ use anyhow::{Context as _, bail};
 use serde_json::json;
 use tarnfs::diff::{Changes, DiffError, Format, Options, Pattern, Written, check_image};
 use tarnfs::flatten::{Align, Target};
-use tarnfs::mount::{kernel, state_dirs};
+use tarnfs::mount::{Rights, kernel, rights, state_dirs};
 use tarnfs::overlay::{self, Overlay};
 use tarnfs::store::Image;
 use tarnfs::upper::UpperError;
@@ -101,6 +101,8 @@ pub(crate) fn run(global: &Global, args: Args) -> anyhow::Result<ExitCode> {
         Some(work) => std::path::absolute(work)?,
         None => beside(&upper)?,
     };
+    // An ordinary user's upper has files that he has closed to himself, as his mount could make.
+    let _rights = rights::needed().then(Rights::acquire).transpose()?;
     let made = !work.exists();
     let opened = kernel::open_upper(&state_dirs(), &upper, &work).map_err(|error| match error {
         UpperError::Busy(path) => {

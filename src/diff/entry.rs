@@ -23,6 +23,9 @@ const WH: &[u8] = b".wh.";
 /// What makes a directory opaque there.
 const OPAQUE: &[u8] = b".wh..wh..opq";
 
+/// From how many bytes of extended attributes on a header might be padded by another.
+const LONG_XATTRS: usize = 512 << 10;
+
 const NO_DATA: &str = "has its attributes alone in the upper, and the image has no such file";
 
 /// What a directory of the upper bears.
@@ -441,7 +444,9 @@ impl Walk<'_, '_> {
             sparse: sparse.then_some(attr.size),
         };
         let mut place = self.place(lead.len() as u64);
-        if map.runs().is_empty() {
+        // gVisor takes no global header, which stands before attributes as long as these.
+        let is_long = || xattrs.iter().map(|x| x.value.len()).sum::<usize>() > LONG_XATTRS;
+        if map.runs().is_empty() || (self.format() == Format::Gvisor && is_long()) {
             place.align = BLOCK;
         }
         let blocks = entry.blocks(place);

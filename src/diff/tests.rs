@@ -486,3 +486,24 @@ fn data_begin_where_they_are_to() {
         assert_eq!(files, 20);
     }
 }
+
+/// As a checkpoint keeps it: into the store, with its digest known at the end.
+#[test]
+fn a_layer_of_the_store() {
+    let world = World::usual();
+    world.write("a/new", &[7; 3_000_000]);
+    world.whiteout("a", "x");
+    let store = crate::store::Store::open(&world.dir.path().join("store"));
+    store.prepare().unwrap();
+    let mut writer = store.begin_unknown_blob().unwrap();
+    let changes = world.changes(Options {
+        digest: true,
+        ..Options::default()
+    });
+    let written = changes.write(&mut writer, &mut |_| ()).unwrap();
+    let blob = writer.publish(&written.digest.unwrap()).unwrap();
+    assert_eq!(blob.len(), written.len);
+    let bytes = fs::read(blob.path()).unwrap();
+    assert_eq!(Digest::of(&bytes), written.digest.unwrap());
+    blob.scan().unwrap();
+}
