@@ -367,9 +367,46 @@ fn what_cannot_be_written_leaves_nothing() {
     faults::end();
     assert!(matches!(error, DiffError::Output(_)), "{error:?}");
     assert_eq!(fs::read(&out).unwrap(), b"before");
+    // More than waits to be written.
+    world.write("a/newer", &vec![7; 9_000_000]);
     let mut full = File::options().write(true).open("/dev/full").unwrap();
     let error = changes.write(&mut full, &mut |_| ()).unwrap_err();
     assert!(matches!(error, DiffError::Write(_)), "{error:?}");
+}
+
+/// An output that takes little at a time, and one that ends.
+#[test]
+fn outputs_of_every_kind() {
+    struct Slow(Vec<u8>, usize);
+    impl Write for Slow {
+        fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+            let n = buf.len().min(70_001);
+            if self.0.len() + n > self.1 {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            self.0.extend_from_slice(&buf[..n]);
+            Ok(n)
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    let world = World::usual();
+    for n in 1..9 {
+        world.write(&format!("f{n}"), &vec![n; 700_000]);
+    }
+    let whole = world.tar(Options::default()).unwrap();
+    let changes = world.of(Format::Oci);
+    let mut slow = Slow(Vec::new(), usize::MAX);
+    changes.write(&mut slow, &mut |_| ()).unwrap();
+    assert!(slow.0 == whole);
+    for room in [0, 1 << 20, whole.len() - 1] {
+        let error = changes.write(&mut Slow(Vec::new(), room), &mut |_| ());
+        let Err(DiffError::Write(error)) = error else {
+            panic!("{error:?}");
+        };
+        assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+    }
 }
 
 /// Somebody who does not keep to it: before each call, something changes.

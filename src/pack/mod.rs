@@ -3,7 +3,7 @@
 //! [`header`] has the blocks before an entry's data, [`sparse`] where a file has data, [`sink`] the
 //! way out in large pieces, [`output`] a file that is there whole or not at all.
 //!
-//! It never decides what is in a tar: that is [`crate::flatten`]'s business.
+//! It never decides what is in a tar: that is [`crate::flatten`]'s and [`crate::diff`]'s business.
 
 mod acl;
 pub(crate) mod header;
