@@ -27,6 +27,7 @@ use tarnfs::upper::Upper;
 use super::control::ControlArgs;
 use super::engine::EngineName;
 use super::image::ImageArg;
+use super::mount_options::{parse_count, parse_size};
 use super::prefetch::PrefetchArgs;
 use super::progress::Bar;
 use super::serving::ServingArgs;
@@ -48,6 +49,7 @@ const READY: &[u8] = b"ready\n";
   tarnfs mount debian:12 /mnt                      # an image of the store
   tarnfs mount --upper ./changes image.tar /mnt    # keeps what is written
   tarnfs mount --tmpfs=1G image.tar /mnt           # writes to memory
+  tarnfs mount --size 2G --inodes 100000 image.tar /mnt   # no more than that
   tarnfs mount --read-only image.tar /mnt
   tarnfs mount --engine auto image.tar /mnt        # no server where the kernel can do it
   mount -t fuse.tarnfs image.tar /mnt -o upperdir=/u,workdir=/w
@@ -55,9 +57,9 @@ const READY: &[u8] = b"ready\n";
 
 Options of -o: ro rw suid nosuid dev nodev exec noexec noatime relatime strictatime
   nodiratime nosymfollow sync dirsync lazytime allow_other remount, upperdir= workdir=
-  tmpfs[=SIZE] volatile engine= store= fsname= subtype= max_read= passthrough= upper_passthrough=
-  noopen keep_awake= verify= readahead= record= prefetch= prefetch_max= control= metrics= log=
-  log_file=; what only fstab's readers mind (auto
+  tmpfs[=SIZE] size= inodes= volatile engine= store= fsname= subtype= max_read= passthrough=
+  upper_passthrough= noopen keep_awake= verify= readahead= record= prefetch= prefetch_max= control=
+  metrics= log= log_file=; what only fstab's readers mind (auto
   nofail user _netdev x-* …) is passed over")]
 pub(crate) struct Args {
     /// The image: a tar, a name or digest of the store, or where to import it from
@@ -82,6 +84,12 @@ pub(crate) struct Args {
         conflicts_with = "read_only"
     )]
     tmpfs: Option<String>,
+    /// The most that what is written may take: bytes of all blocks. Beyond it programs get ENOSPC
+    #[arg(long, value_name = "SIZE", conflicts_with = "read_only", value_parser = parse_size)]
+    size: Option<u64>,
+    /// The most files and directories that may be made or copied to the upper
+    #[arg(long, value_name = "N", conflicts_with = "read_only", value_parser = parse_count)]
+    inodes: Option<u64>,
     /// No writes at all
     #[arg(short, long)]
     read_only: bool,
@@ -135,6 +143,8 @@ impl Args {
             upper: None,
             work: None,
             tmpfs: None,
+            size: None,
+            inodes: None,
             read_only: false,
             engine: None,
             serving: ServingArgs::default(),
@@ -369,6 +379,7 @@ fn check_outside(image: &Path, dirs: &[&Path]) -> anyhow::Result<()> {
 fn open_overlay(plan: &Plan, lower: Lower) -> anyhow::Result<(Overlay, Option<Scratch>)> {
     let mut options = overlay::Options {
         // Nobody finds a private upper again after a crash.
+        quota: plan.quota,
         volatile: plan.options.volatile || !matches!(plan.writes, Writes::Kept { .. }),
         ..overlay::Options::default()
     };
@@ -397,8 +408,8 @@ fn open_overlay(plan: &Plan, lower: Lower) -> anyhow::Result<(Overlay, Option<Sc
             }
             (open_upper(&state_dirs(), upper, work)?, None)
         }
-        Writes::Tmpfs(size) => {
-            let scratch = Scratch::tmpfs(*size)
+        Writes::Tmpfs { size, inodes } => {
+            let scratch = Scratch::tmpfs(*size, *inodes)
                 .context("a private tmpfs takes root (--upper on a tmpfs does not)")?;
             (
                 Upper::open(&scratch.upper(), &scratch.work())?,

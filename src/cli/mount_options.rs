@@ -42,6 +42,9 @@ pub(crate) struct Options {
     pub(crate) work: Option<PathBuf>,
     /// A private tmpfs as upper: its size in bytes, if one was given.
     pub(crate) tmpfs: Option<Option<u64>>,
+    /// The most that the upper may hold: bytes, and inodes.
+    pub(crate) size: Option<u64>,
+    pub(crate) inodes: Option<u64>,
     /// No fsync: a crash of the machine may lose what the upper holds.
     pub(crate) volatile: bool,
     /// An option that only the kernel's list of a living mount has: mount(8) repeats it for a
@@ -183,6 +186,8 @@ impl Options {
             "record" => self.record = Some(path()?),
             "prefetch" => self.prefetch = Some(path()?),
             "prefetch_max" => self.prefetch_max = Some(parse_size(&text()?)?),
+            "size" => self.size = Some(parse_size(&text()?)?),
+            "inodes" => self.inodes = Some(parse_count(&text()?)?),
             "tmpfs" => return Ok(self.take_tmpfs(Some(parse_size(&text()?)?))),
             "user" | "comment" => {}
             "user_id" | "group_id" | "blksize" => self.kernel_only = Some(key.to_owned()),
@@ -257,6 +262,12 @@ pub(crate) fn parse_size(text: &str) -> anyhow::Result<u64> {
         .with_context(|| format!("{text:?} is not a size (such as 512M or 2G)"))
 }
 
+/// A number of inodes.
+pub(crate) fn parse_count(text: &str) -> anyhow::Result<u64> {
+    let count = text.parse::<u64>().ok().filter(|&n| n > 0);
+    count.with_context(|| format!("{text:?} is not a number of inodes (1 or more)"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -326,6 +337,11 @@ mod tests {
     fn sizes() {
         assert_eq!(parse("tmpfs").unwrap().tmpfs, Some(None));
         assert_eq!(parse("tmpfs=512M").unwrap().tmpfs, Some(Some(512 << 20)));
+        let quota = parse("size=1g,inodes=500").unwrap();
+        assert_eq!((quota.size, quota.inodes), (Some(1 << 30), Some(500)));
+        for bad in ["size=", "size=0", "inodes=0", "inodes=1k", "inodes=-1"] {
+            assert!(parse(bad).is_err(), "{bad}");
+        }
         assert_eq!(parse_size("7").unwrap(), 7);
         assert_eq!(parse_size("1t").unwrap(), 1 << 40);
         for bad in ["", "M", "-1", "0", "1.5G", "99999999999999T", "50%", "1é"] {

@@ -75,7 +75,8 @@ pub struct Settings {
     pub passthrough: Option<u64>,
     /// Let it do so with files of the upper too. Without, all that is written, stores to shared
     /// maps included, comes to the server as requests, which can count it and hold it back
-    /// ([`Connection::freezer`]); files of the image are read as [`Self::passthrough`] says.
+    /// ([`Connection::freezer`]); files of the image are read as [`Self::passthrough`] says. So it
+    /// always is where the overlay has a quota.
     pub upper_passthrough: bool,
     /// Answer OPEN with ENOSYS: the kernel then opens and closes all files without asking, and
     /// reads and writes them by their inodes. Excludes passthrough.
@@ -129,7 +130,9 @@ impl Connection {
         let acl = SessionACL::All;
         let keep_awake = settings.keep_awake;
         let passthrough = settings.passthrough.filter(|_| !settings.noopen);
-        let opens = Arc::new(Opens::new(passthrough, settings.upper_passthrough));
+        // What is written past the overlay would not be counted.
+        let upper = settings.upper_passthrough && overlay.options().quota.is_none();
+        let opens = Arc::new(Opens::new(passthrough, upper));
         let freezer = Freezer::new(overlay.freezer(), Arc::clone(&opens));
         let adapter = Adapter {
             overlay,

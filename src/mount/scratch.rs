@@ -73,12 +73,13 @@ impl Scratch {
         Ok(scratch)
     }
 
-    /// A tmpfs attached nowhere. `size` is bytes; `None` is tmpfs' own half of the memory.
+    /// A tmpfs attached nowhere. `size` is bytes; `None` is tmpfs' own half of the memory. Of
+    /// `inodes` some are its own: its root, and the directories that every upper has.
     ///
     /// # Errors
     /// The system's; EPERM without CAP_SYS_ADMIN in the user namespace.
-    pub fn tmpfs(size: Option<u64>) -> io::Result<Self> {
-        let mount = sys::mount::detached_tmpfs(size, None)?;
+    pub fn tmpfs(size: Option<u64>, inodes: Option<u64>) -> io::Result<Self> {
+        let mount = sys::mount::detached_tmpfs(size, inodes)?;
         let base = PathBuf::from(format!("/proc/self/fd/{}", mount.as_raw_fd()));
         let scratch = Self {
             base,

@@ -81,7 +81,9 @@ impl Overlay {
             (Target::Lower(nid), None) => self.copy_up(nid)?,
         };
         if let Some(size) = set.size {
-            self.cut(&node, handle, size, set.perm)?;
+            let cut = self.cut(&node, handle, size, set.perm);
+            self.settle_node(&node);
+            cut?;
         }
         let only_size = SetAttr {
             size: set.size,
@@ -187,7 +189,8 @@ impl Overlay {
         }
     }
 
-    /// What statvfs(3) tells: of the upper's filesystem; of a full one without an upper.
+    /// What statvfs(3) tells: of the upper's filesystem, within the quota; of a full one
+    /// without an upper.
     ///
     /// # Errors
     /// fstatvfs(3)'s.
@@ -206,7 +209,7 @@ impl Overlay {
         };
         let s = rustix::fs::fstatvfs(upper.root()).doing("reading filesystem statistics")?;
         let small = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
-        Ok(StatFs {
+        let mut shown = StatFs {
             blocks: s.f_blocks,
             bfree: s.f_bfree,
             bavail: s.f_bavail,
@@ -215,7 +218,9 @@ impl Overlay {
             bsize: small(s.f_bsize),
             frsize: small(s.f_frsize),
             namelen: 255,
-        })
+        };
+        self.within_quota(&mut shown);
+        Ok(shown)
     }
 
     pub(super) fn lower_attr(&self, nid: Nid) -> Result<Attr> {

@@ -15,6 +15,7 @@ use rustix::io::Errno;
 use super::error::{Doing, refuse};
 use super::lookup::{Origin, PEEKS};
 use super::node::{Link, Node, Place, Seed};
+use super::quota::Claim;
 use super::{Error, Overlay, Result, Target};
 use crate::inode::{Attr, Kind, SetTime};
 use crate::lower::{Nid, Seek};
@@ -54,15 +55,43 @@ impl Overlay {
         // Names that are given one after the other must not show that the file has been cut.
         let size = if links.len() > 1 { u64::MAX } else { size };
         let began = Instant::now();
+        let mut claim = self.claim_copy(nid, size)?;
         let temp = self.copy(nid, &attr, size, perm)?;
         let id = fs::fstat(temp.fd()).doing("reading attributes")?.attr.ino;
+        let copy = self.to_count(&temp)?;
         match links.as_slice() {
             [] => self.publish_orphan(&node, temp, id),
             [link] => self.publish(&node, temp, id, link),
             _ => self.publish_group(&node, temp, id, &links),
         }?;
         self.counters.copied(attr.kind, began.elapsed());
+        if let Some(copy) = copy {
+            self.settle_copy(&node, copy.as_fd(), id, &mut claim);
+            links.iter().for_each(|link| self.settle_node(&link.parent));
+        }
         Ok(Arc::clone(&node))
+    }
+
+    /// Another descriptor of a copy, if it is to be counted when it is published.
+    fn to_count(&self, copy: &Temp<'_>) -> Result<Option<OwnedFd>> {
+        if !self.counts() {
+            return Ok(None);
+        }
+        let fd = rustix::io::fcntl_dupfd_cloexec(copy.fd(), 0).doing("counting a copy")?;
+        Ok(Some(fd))
+    }
+
+    /// Counts a copy, if it has become the inode's.
+    fn settle_copy(
+        &self,
+        node: &Arc<Node>,
+        copy: BorrowedFd<'_>,
+        id: u64,
+        claim: &mut Option<Claim<'_>>,
+    ) {
+        if matches!(*node.place(), Place::Upper { id: now, .. } if now == id) {
+            self.settle(copy, claim);
+        }
     }
 
     /// The names that an inode of the image still has, their directories in the upper.
@@ -125,14 +154,20 @@ impl Overlay {
                 Origin::Lower(found) if found == nid => {
                     let attr = self.lower.attr(nid)?;
                     let began = Instant::now();
+                    let mut claim = self.claim_copy(nid, 0)?;
                     let temp = self.copy(nid, &attr, 0, None)?;
                     let id = fs::fstat(temp.fd()).doing("reading attributes")?.attr.ino;
+                    let copy = self.to_count(&temp)?;
                     let link = Link {
                         parent: Arc::clone(parent),
                         name,
                     };
                     self.publish(&node, temp, id, &link)?;
                     self.counters.copied(Kind::Dir, began.elapsed());
+                    if let Some(copy) = copy {
+                        self.settle_copy(&node, copy.as_fd(), id, &mut claim);
+                        self.settle_node(parent);
+                    }
                     return Ok(Arc::clone(&node));
                 }
                 Origin::Upper(found) if found.lower == Some(nid) => {

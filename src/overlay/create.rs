@@ -142,6 +142,11 @@ impl Overlay {
         let parent = self.upper_dir(&parent)?;
         let target = Target::Upper(Arc::clone(&parent));
         let _entries = parent.lock_entries();
+        let mut claim = match birth.what {
+            Make::Dir => self.claim(1, 1),
+            Make::Symlink(target) => self.claim_inline(1, target.len()),
+            _ => self.claim(1, 0),
+        }?;
         let lower = self.lower_child(&target, name)?;
         let vacancy = match lower {
             Some(_) => self.vacancy(&target, name)?,
@@ -186,6 +191,8 @@ impl Overlay {
         if birth.kind() == Kind::Dir {
             node.dir.note(FACT_PURE);
         }
+        self.settle(fd.as_fd(), &mut claim);
+        self.settle(dir.as_fd(), &mut None);
         let attr = match birth.blank() {
             Blank::NullDevice => self.node_attr(&node)?,
             _ => Attr {
@@ -312,7 +319,7 @@ impl Overlay {
                 .set_opaque(temp.fd())
                 .doing("setting a mark")?;
         }
-        let fd = self.settle(temp, dir.as_fd(), name, kind, vacancy)?;
+        let fd = self.settle_in(temp, dir.as_fd(), name, kind, vacancy)?;
         if kind == Kind::Dir {
             // It is there, whatever comes after.
             parent.dir.add_subdirs(1);
@@ -347,7 +354,7 @@ impl Overlay {
     }
 
     /// Publishes a new entry at a name that is free in the merged view.
-    pub(super) fn settle(
+    pub(super) fn settle_in(
         &self,
         temp: Temp<'_>,
         dir: BorrowedFd<'_>,
@@ -387,6 +394,7 @@ impl Overlay {
         let target = Target::Upper(Arc::clone(&parent));
         let _entries = parent.lock_entries();
         let vacancy = self.vacancy(&target, new_name)?;
+        let _claim = self.claim(0, 0)?;
         let dir = self.dir_fd(&parent)?;
         if node.came_from_lower() {
             self.make_impure(&parent, dir.as_fd())?;
@@ -402,6 +410,7 @@ impl Overlay {
                     .map(|_| ())
             }
         })?;
+        self.settle(dir.as_fd(), &mut None);
         let parent = Arc::clone(&parent);
         node.add_link(super::node::Link {
             parent,

@@ -135,6 +135,9 @@ impl Overlay {
             })),
             Target::Upper(node) => {
                 let fd = self.open_backing(&node, flags)?;
+                if flags & libc::O_TRUNC != 0 {
+                    self.settle(fd.as_fd(), &mut None);
+                }
                 self.keep_open(node, fd, flags)
             }
         }
@@ -201,7 +204,18 @@ impl Overlay {
 
     /// Closes a handle.
     pub fn release(&self, handle: Handle) {
-        self.files.remove(&handle.0);
+        let Some((_, file)) = self.files.remove(&handle.0) else {
+            return;
+        };
+        let node = match &*file.backing.read().unwrap_or_else(PoisonError::into_inner) {
+            Backing::Upper(_, node) if file.writable && self.counts() => Some(Arc::clone(node)),
+            _ => None,
+        };
+        // Closed first, if this was the last to have it.
+        drop(file);
+        if let Some(node) = node {
+            self.settle_closed(&node);
+        }
     }
 
     pub(super) fn file(&self, handle: Handle) -> Result<Arc<OpenFile>> {
@@ -285,7 +299,8 @@ impl Overlay {
         fs::read(fd.as_fd(), offset, buf).doing("reading")
     }
 
-    /// Writes `data` at `offset`, or at the end of the file, and answers how much: all of it.
+    /// Writes `data` at `offset`, or at the end of the file, and answers how much: all of it, or as
+    /// much as there is room for.
     ///
     /// # Errors
     /// EBADF, EROFS, ENOSPC, EDQUOT, EFBIG, EIO.
@@ -298,11 +313,17 @@ impl Overlay {
         let fd = self.writing(handle)?;
         let offset = offset.into();
         self.with_room(|| {
-            match offset {
+            let len = u64::try_from(data.len()).unwrap_or(u64::MAX);
+            let (mut claim, fits) = self.claim_data(fd.as_fd(), offset, len)?;
+            let fits = usize::try_from(fits).unwrap_or(data.len());
+            let data = data.get(..fits).unwrap_or(data);
+            let written = match offset {
                 Some(offset) => fs::write(fd.as_fd(), offset, data),
                 None => fs::append(fd.as_fd(), data),
             }
-            .doing("writing")
+            .doing("writing");
+            self.settle(fd.as_fd(), &mut claim);
+            written
         })
     }
 
@@ -373,7 +394,12 @@ impl Overlay {
         let fd = self.writing(handle)?;
         let mode = u32::try_from(mode).ok().and_then(FallocateFlags::from_bits);
         let mode = mode.ok_or(Error::Refused(Errno::OPNOTSUPP))?;
-        self.with_room(|| fs::fallocate(fd.as_fd(), mode, offset, len).doing("allocating"))
+        self.with_room(|| {
+            let mut claim = self.claim_range(fd.as_fd(), mode, offset, len)?;
+            let done = fs::fallocate(fd.as_fd(), mode, offset, len).doing("allocating");
+            self.settle(fd.as_fd(), &mut claim);
+            done
+        })
     }
 
     /// lseek(2) with SEEK_DATA, SEEK_HOLE.
@@ -423,8 +449,17 @@ impl Overlay {
         let source = self.file(from)?;
         match self.backing(&source)? {
             Backing::Upper(fd, _) => {
-                fs::copy_range(fd.as_fd(), from_offset, out.as_fd(), to_offset, len)
-                    .doing("copying")
+                let mut most = u64::try_from(len).unwrap_or(u64::MAX);
+                if self.counts() {
+                    // No more than there is, for which room is kept.
+                    let size = fs::fstat(fd.as_fd()).doing("copying")?.attr.size;
+                    most = most.min(size.saturating_sub(from_offset));
+                }
+                let (mut claim, fits) = self.claim_data(out.as_fd(), Some(to_offset), most)?;
+                let len = usize::try_from(fits).unwrap_or(len);
+                let copied = fs::copy_range(fd.as_fd(), from_offset, out.as_fd(), to_offset, len);
+                self.settle(out.as_fd(), &mut claim);
+                copied.doing("copying")
             }
             Backing::Lower(nid) => {
                 // To the kernel a descriptor of the image's bytes is of another file.
@@ -441,7 +476,13 @@ impl Overlay {
                 let got = self.lower.read(nid, from_offset, &mut buf)?;
                 let data = buf.get(..got).unwrap_or_default();
                 // As of write(2): what there was room for is told before the error is.
-                fs::write(out.as_fd(), to_offset, data).doing("copying")
+                let most = u64::try_from(data.len()).unwrap_or(u64::MAX);
+                let (mut claim, fits) = self.claim_data(out.as_fd(), Some(to_offset), most)?;
+                let fits = usize::try_from(fits).unwrap_or(data.len());
+                let data = data.get(..fits).unwrap_or(data);
+                let written = fs::write(out.as_fd(), to_offset, data).doing("copying");
+                self.settle(out.as_fd(), &mut claim);
+                written
             }
         }
     }

@@ -8,12 +8,12 @@
 //! the upper (with [`group`] and [`links`] for hard links), [`create`], [`remove`] and [`rename`]
 //! change names, [`attr`], [`xattr`], [`mod@file`] and [`dir`] (with [`listing`]) do what their
 //! names say, [`node`] holds the state, [`room`] waits for space that is about to come free,
-//! [`gate`] holds all changes back for a moment.
+//! [`gate`] holds all changes back for a moment, [`quota`] counts what the upper holds.
 //!
 //! Lock order: the [`gate`] of changing operations → an inode's `copying` → its ancestors' `copying` → `entries` of directories (two:
 //! lower number first) → `redirects_found` → `place` of nodes (two: lower number first; a
 //! directory's parent's may be read under its own) → the table's slots and the small leaf locks in
-//! [`node`]. Nothing but the first five is held across a system call. Debug builds assert the order
+//! [`node`] → the ledger's of [`quota`]. Nothing but the first five is held across a system call. Debug builds assert the order
 //! ([`order`]). Who finds under `entries` that a name must be waited for (a group of hard links is
 //! rising) lets go of them first, and looks again.
 //!
@@ -36,6 +36,7 @@ mod locate;
 mod lookup;
 mod node;
 mod order;
+mod quota;
 mod remove;
 mod rename;
 mod room;
@@ -46,6 +47,7 @@ pub use counters::Counters;
 pub use error::{Error, Result};
 pub(crate) use gate::Freezer;
 pub use gate::Frozen;
+pub use quota::{Quota, Usage};
 
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -74,6 +76,9 @@ pub struct Options {
     /// Show every inode of the image as owned by this (user, group), as if they had unpacked it
     /// themselves. For servers that cannot chown.
     pub squash: Option<(u32, u32)>,
+    /// How much the upper may hold. All that is written must come through these methods then, and
+    /// not go past them to what [`Overlay::bytes_of`] gives.
+    pub quota: Option<Quota>,
 }
 
 /// The copy-on-write filesystem. All methods take `&self` and may be called from many threads.
@@ -100,6 +105,8 @@ pub struct Overlay {
     poisoned: AtomicBool,
     gate: Arc<gate::Gate>,
     counters: Counters,
+    /// With a [`Quota`].
+    ledger: Option<Arc<quota::Ledger>>,
     /// How many wait for a group of hard links to rise.
     #[cfg(test)]
     await_rise: std::sync::atomic::AtomicUsize,
@@ -150,6 +157,7 @@ impl Overlay {
         }
         overlay.note_dir_marks(&overlay.root)?;
         overlay.settle_pending_links()?;
+        overlay.open_ledger()?;
         Ok(overlay)
     }
 
@@ -178,6 +186,7 @@ impl Overlay {
             poisoned: AtomicBool::new(false),
             gate: Arc::default(),
             counters: Counters::default(),
+            ledger: None,
             #[cfg(test)]
             await_rise: std::sync::atomic::AtomicUsize::new(0),
         }

@@ -78,6 +78,7 @@ impl Overlay {
         if dir {
             parent.dir.add_subdirs(-1);
         }
+        self.settle_node(&parent);
         Ok(())
     }
 

@@ -92,6 +92,7 @@ impl Overlay {
         for moves in [Some(&source), target.as_ref()].into_iter().flatten() {
             self.check_movable(moves, around)?;
         }
+        let _claim = self.claim(0, 0)?;
         // Copied up before any lock on names: copying takes those itself.
         let moved = self.risen(&source)?;
         let swapped = target.map(|target| self.risen(&target)).transpose()?;
@@ -126,6 +127,13 @@ impl Overlay {
                     self.replace(&from, &moved, &to, present, noreplace)?;
                     break;
                 }
+            }
+        }
+        if self.counts() {
+            let marked = [Some(&moved), swapped.as_ref()].into_iter().flatten();
+            let dirs = marked.filter(|node| node.kind == Kind::Dir);
+            for dir in dirs.chain([&from.parent, &to.parent]) {
+                self.settle_node(dir);
             }
         }
         let strangers = [Some(moved), swapped].into_iter().flatten();

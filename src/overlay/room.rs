@@ -4,15 +4,16 @@
 //! RELEASE and FORGET) a moment after unlink(2) or close(2) have returned. Who removes a file to
 //! make room would still find none; so an operation that finds none waits for those moments.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 #[cfg(test)]
 use std::sync::MutexGuard;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
 use super::node::lock;
+use super::quota::{self, Ledger};
 use super::{Error, Overlay, Result};
 
 /// How long a file without a name is expected to be on its way out. One that a program keeps open
@@ -30,6 +31,8 @@ const TIGHT_MEANWHILE: u64 = 1 << 30;
 pub(super) struct Leaving {
     count: Mutex<Count>,
     event: Condvar,
+    /// Where they are counted until they have left.
+    ledger: OnceLock<Arc<Ledger>>,
 }
 
 #[derive(Debug, Default)]
@@ -58,6 +61,11 @@ impl Leaving {
             leaving: Arc::clone(self),
             leaves: false,
         }
+    }
+
+    /// Inodes are counted, and taken off when they leave.
+    pub(super) fn count_in(&self, ledger: &Arc<Ledger>) {
+        self.ledger.get_or_init(|| Arc::clone(ledger));
     }
 
     fn left(&self) -> u64 {
@@ -114,7 +122,14 @@ impl Orphan {
 
 impl Drop for Orphan {
     fn drop(&mut self) {
-        drop(self.fd.take());
+        let fd = self.fd.take();
+        // Before its number can be another's.
+        if self.leaves
+            && let (Some(ledger), Some(fd)) = (self.leaving.ledger.get(), &fd)
+        {
+            quota::leaves(ledger, fd.as_fd());
+        }
+        drop(fd);
         if !self.leaves {
             return;
         }

@@ -8,6 +8,7 @@ use rustix::io::Errno;
 use super::create::{ACL_ACCESS, ACL_DEFAULT};
 use super::error::{Doing, refuse};
 use super::node::lock;
+use super::quota::Claim;
 use super::{Asker, Caller, Ino, Overlay, Result, Target};
 use crate::sys::asker::S_ISGID;
 use crate::sys::fs;
@@ -169,7 +170,11 @@ impl Overlay {
             ACL_ACCESS => set_access_acl(asker, fd, value, flags),
             _ => fs::setxattr(fd, name, value, flags),
         };
-        self.with_room(|| self.change_xattr(ino, name, set))
+        let len = name.len().saturating_add(value.len());
+        self.with_room(|| {
+            let mut claim = self.claim_inline(0, len)?;
+            self.change_xattr(ino, name, set, &mut claim)
+        })
     }
 
     /// Removes an extended attribute.
@@ -190,7 +195,7 @@ impl Overlay {
                 _ => refuse(missing(name)),
             };
         }
-        self.with_room(|| self.change_xattr(ino, name, |fd| fs::removexattr(fd, name)))
+        self.with_room(|| self.change_xattr(ino, name, |fd| fs::removexattr(fd, name), &mut None))
     }
 
     fn change_xattr(
@@ -198,6 +203,7 @@ impl Overlay {
         ino: Ino,
         name: &[u8],
         change: impl FnOnce(BorrowedFd<'_>) -> rustix::io::Result<()>,
+        claim: &mut Option<Claim<'_>>,
     ) -> Result<()> {
         self.writable()?;
         if self.hidden(name) {
@@ -214,7 +220,9 @@ impl Overlay {
             **known = None;
         }
         self.with_fd(&node, |fd| {
-            change(fd).doing("changing an extended attribute")
+            let changed = change(fd).doing("changing an extended attribute");
+            self.settle(fd, claim);
+            changed
         })
     }
 }

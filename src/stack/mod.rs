@@ -86,7 +86,7 @@ pub fn add_layer<T, E>(
     store: &Store,
     base: &Digest,
     note: &Note,
-    write: impl FnOnce(&mut dyn Write) -> Result<T, E>,
+    write: impl FnOnce(&mut (dyn Write + Send)) -> Result<T, E>,
     progress: OnProgress<'_>,
 ) -> Result<Stacked<T>, StackError>
 where

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use tarnfs::mount::EngineChoice;
+use tarnfs::overlay::Quota;
 use tarnfs::sys::mount::MountAttrs;
 
 use super::{Args, Verify};
@@ -21,8 +22,11 @@ pub(super) enum Writes {
     Refused,
     /// To the user's directories.
     Kept { upper: PathBuf, work: PathBuf },
-    /// To a private tmpfs.
-    Tmpfs(Option<u64>),
+    /// To a private tmpfs of so many bytes and inodes.
+    Tmpfs {
+        size: Option<u64>,
+        inodes: Option<u64>,
+    },
     /// To a private directory in the store.
     Scratch,
 }
@@ -34,6 +38,8 @@ pub(super) struct Plan {
     pub(super) image: ImageArg,
     pub(super) dir: PathBuf,
     pub(super) writes: Writes,
+    /// What the server is to hold the upper to.
+    pub(super) quota: Option<Quota>,
     pub(super) options: Options,
     pub(super) engine: EngineChoice,
     pub(super) serving: ServingArgs,
@@ -77,6 +83,8 @@ impl Plan {
         let upper = args.upper.or(options.upper.take());
         let work = args.work.or(options.work.take());
         let ro = args.read_only || options.attrs.has(MountAttrs::RDONLY);
+        let size = args.size.or(options.size);
+        let inodes = args.inodes.or(options.inodes);
         let writes = match (upper, work, tmpfs) {
             (Some(_), _, Some(_)) => bail!("an upper directory and tmpfs exclude each other"),
             (None, Some(_), _) => bail!("a work directory needs an upper directory (--upper)"),
@@ -88,10 +96,24 @@ impl Plan {
                 };
                 Writes::Kept { upper, work }
             }
-            (None, None, Some(size)) if !ro => Writes::Tmpfs(size),
+            (None, None, Some(own)) if !ro => {
+                if own.is_some() && size.is_some() {
+                    bail!("the tmpfs has a size already: give it once");
+                }
+                Writes::Tmpfs {
+                    size: own.or(size),
+                    inodes,
+                }
+            }
             (None, None, None) if !ro => Writes::Scratch,
             (None, None, _) => Writes::Refused,
         };
+        // A tmpfs keeps its own limits; nothing is written without an upper.
+        let counted = matches!(writes, Writes::Kept { .. } | Writes::Scratch);
+        let quota = (counted && (size.is_some() || inodes.is_some())).then_some(Quota {
+            bytes: size,
+            inodes,
+        });
         if args.read_only {
             options.attrs.set(MountAttrs::RDONLY);
         }
@@ -120,6 +142,7 @@ impl Plan {
             dir: absolute(&args.dir)?,
             read_only: args.read_only || writes == Writes::Refused,
             writes,
+            quota,
             engine: args
                 .engine
                 .map(|name| name.0)
@@ -134,7 +157,7 @@ impl Plan {
     pub(super) fn own_dirs(&self) -> Vec<&Path> {
         match &self.writes {
             Writes::Kept { upper, work } => vec![upper, work],
-            Writes::Refused | Writes::Tmpfs(_) | Writes::Scratch => Vec::new(),
+            Writes::Refused | Writes::Tmpfs { .. } | Writes::Scratch => Vec::new(),
         }
     }
 
@@ -149,6 +172,7 @@ impl Plan {
             (self.foreground, "--foreground"),
             (self.options.max_read.is_some(), "max_read="),
             (self.read_ahead.is_some(), "--read-ahead"),
+            (self.quota.is_some(), "--size and --inodes"),
             (self.options.subtype.is_some(), "subtype="),
             (self.options.allow_other == Some(false), "noallow_other"),
         ]
@@ -194,19 +218,52 @@ mod tests {
         }
     }
 
+    fn tmpfs(size: Option<u64>, inodes: Option<u64>) -> Writes {
+        Writes::Tmpfs { size, inodes }
+    }
+
+    #[test]
+    fn how_much_may_be_written() {
+        let both = Some(Quota {
+            bytes: Some(1 << 30),
+            inodes: Some(9),
+        });
+        for line in [
+            "--size 1G --inodes 9 a /m",
+            "-o size=1G,inodes=9 --upper /u a /m",
+            "--inodes 9 -o inodes=7,size=1G a /m",
+        ] {
+            assert_eq!(plan(line).unwrap().quota, both, "{line}");
+        }
+        assert_eq!(plan("--upper /u a /m").unwrap().quota, None);
+        // A tmpfs keeps them itself.
+        for (line, size) in [
+            ("--tmpfs --size 1M --inodes 9 a /m", Some(1 << 20)),
+            ("--tmpfs=1M --inodes 9 a /m", Some(1 << 20)),
+            ("--tmpfs --inodes 9 a /m", None),
+        ] {
+            let plan = plan(line).unwrap();
+            assert_eq!((plan.writes, plan.quota), (tmpfs(size, Some(9)), None));
+        }
+        let kernel = plan("--engine kernel --size 1G a /m").unwrap();
+        assert_eq!(kernel.for_server(), Some("--size and --inodes"));
+        let in_memory = plan("--engine kernel --tmpfs --size 1G a /m").unwrap();
+        assert_eq!(in_memory.for_server(), None);
+    }
+
     #[test]
     fn where_writes_go() {
         assert_eq!(plan("a /m").unwrap().writes, Writes::Scratch);
         assert_eq!(plan("--read-only a /m").unwrap().writes, Writes::Refused);
         assert_eq!(plan("-o ro a /m").unwrap().writes, Writes::Refused);
-        assert_eq!(plan("--tmpfs a /m").unwrap().writes, Writes::Tmpfs(None));
+        assert_eq!(plan("--tmpfs a /m").unwrap().writes, tmpfs(None, None));
         assert_eq!(
             plan("--tmpfs=1M a /m").unwrap().writes,
-            Writes::Tmpfs(Some(1 << 20))
+            tmpfs(Some(1 << 20), None)
         );
         assert_eq!(
             plan("-o tmpfs=1M a /m").unwrap().writes,
-            Writes::Tmpfs(Some(1 << 20))
+            tmpfs(Some(1 << 20), None)
         );
         assert_eq!(
             plan("--upper /u/ a /m").unwrap().writes,
@@ -230,6 +287,10 @@ mod tests {
             "-o workdir=/w a /m",
             "-o tmpfs,upperdir=/u a /m",
             "--tmpfs=none a /m",
+            "--tmpfs=1M --size 2M a /m",
+            "--size none a /m",
+            "--inodes 0 a /m",
+            "--read-only --size 1M a /m",
             "-o bogus a /m",
             "--upper / a /m",
         ] {
