@@ -29,21 +29,28 @@ head -c 3000000 /dev/urandom >big; for i in $(seq 40); do echo $i >d/e/$i; done
 
 /// Bytes of all blocks and number of all inodes below a directory, itself too; no whiteouts.
 fn on_disk(dir: &Path) -> (u64, u64) {
-    fn look(dir: &Path, seen: &mut HashMap<u64, u64>) {
+    on_disk_ahead(dir, u64::MAX)
+}
+
+/// The same; what a file has so far behind its end, and more, is left out.
+fn on_disk_ahead(dir: &Path, ahead: u64) -> (u64, u64) {
+    fn look(dir: &Path, seen: &mut HashMap<u64, u64>, ahead: u64) {
         let own = fs::symlink_metadata(dir).unwrap();
         seen.insert(own.ino(), own.blocks());
         for entry in fs::read_dir(dir).unwrap() {
             let entry = entry.unwrap();
             let meta = entry.metadata().unwrap();
             if meta.is_dir() {
-                look(&entry.path(), seen);
+                look(&entry.path(), seen, ahead);
             } else if !meta.file_type().is_char_device() || meta.rdev() != 0 {
-                seen.insert(meta.ino(), meta.blocks());
+                let most = meta.len().next_multiple_of(4096).saturating_add(ahead) / 512;
+                let capped = if meta.is_file() { most } else { u64::MAX };
+                seen.insert(meta.ino(), meta.blocks().min(capped));
             }
         }
     }
     let mut seen = HashMap::new();
-    look(dir, &mut seen);
+    look(dir, &mut seen, ahead);
     (seen.values().sum::<u64>() * 512, seen.len() as u64)
 }
 
@@ -329,6 +336,43 @@ fn a_server_that_was_killed_is_followed_by_one_that_counts() {
     fs::remove_file(mount.at("more")).unwrap();
     fs::remove_file(mount.at("file")).unwrap();
     fs::write(mount.at("more"), vec![1; 7 << 20]).unwrap();
+}
+
+/// XFS allocates ahead of a file that grows, which must neither use up the quota nor let it be passed.
+#[test]
+fn what_xfs_allocates_ahead_is_no_way_past_the_limit() {
+    let Some(world) = World::new() else { return };
+    if !has("mkfs.xfs") {
+        return;
+    }
+    let (image, disk) = (world.sandbox.at("xfs.img"), world.sandbox.dir("xfs"));
+    File::create(&image).unwrap().set_len(600 * MIB).unwrap();
+    ok("mkfs.xfs", ["-q", image.to_str().unwrap()]);
+    let words = [
+        "-o",
+        "loop",
+        image.to_str().unwrap(),
+        disk.to_str().unwrap(),
+    ];
+    ok("mount", words);
+    let dirs = [disk.join("upper"), disk.join("work")];
+    let (dirs, size) = ((dirs[0].as_path(), dirs[1].as_path()), ["--size", "70M"]);
+    let mount = world.sandbox.mount_over("one", &world.tar, dirs, &size);
+    let filled = fill(&mount.at("file"));
+    assert!(filled <= 70 * MIB && filled > 69 * MIB, "{filled}");
+    // What was asked for behind the end counts.
+    fs::remove_file(mount.at("file")).unwrap();
+    let file = File::create(mount.at("file")).unwrap();
+    let keep = rustix::fs::FallocateFlags::KEEP_SIZE;
+    rustix::fs::fallocate(&file, keep, 0, 60 * MIB).unwrap();
+    assert_eq!(
+        rustix::fs::fallocate(&file, keep, 60 * MIB, 20 * MIB),
+        Err(Errno::NOSPC)
+    );
+    assert!(fill(&mount.at("other")) < 11 * MIB);
+    file.write_all_at(&[1; 1 << 20], 59 * MIB).unwrap();
+    drop(file);
+    mount.unmount();
 }
 
 /// Stores to shared maps come as requests, and cannot go beyond the limit; msync(2) tells.

@@ -60,7 +60,7 @@ fn chain(sandbox: &Sandbox, len: usize) -> Vec<Digest> {
             created: 1,
         };
         let tar = step(n);
-        let write = |out: &mut dyn std::io::Write| out.write_all(&tar);
+        let write = |out: &mut (dyn std::io::Write + Send)| out.write_all(&tar);
         let made = add_layer(&store, all.last().unwrap(), &note, write, &mut |_| ()).unwrap();
         all.push(made.digest);
     }

@@ -52,6 +52,10 @@ const BLOCK: u64 = 512;
 /// Where so much is left, the most that an operation can need is claimed without a look.
 const PLENTY: u64 = 16 << 20;
 
+/// What a file may have behind its end, and in blocks that are not its data's, and still be counted
+/// for all of it.
+const AHEAD: u64 = 64 << 10;
+
 /// A link's target or an attribute that is longer may need blocks of its own.
 const INLINE: usize = 40;
 
@@ -61,6 +65,8 @@ pub(super) struct Ledger {
     quota: Quota,
     /// Bytes that the filesystem allocates at once.
     unit: u64,
+    /// The filesystem allocates behind the end of files without being asked.
+    ahead: bool,
     totals: Mutex<Totals>,
 }
 
@@ -93,6 +99,7 @@ impl Ledger {
         let ledger = Self {
             quota,
             unit: stat.f_frsize.clamp(BLOCK, 1 << 16),
+            ahead: fs::is_xfs(upper.root()).doing("reading filesystem statistics")?,
             totals: Mutex::default(),
         };
         let mut totals = lock(&ledger.totals);
@@ -104,9 +111,34 @@ impl Ledger {
     /// Counts an inode as it is now.
     fn settle(&self, fd: BorrowedFd<'_>, claim: Option<&mut Claim<'_>>) -> rustix::io::Result<()> {
         let mut totals = lock(&self.totals);
-        let stat = fs::fstat(fd)?;
+        let mut stat = fs::fstat(fd)?;
+        if let Some(most) = self.is_ahead(fd, &stat)? {
+            stat.attr.blocks = stat.attr.blocks.min(most / BLOCK);
+        }
         totals.enter(&stat, claim);
         Ok(())
+    }
+
+    /// What a file is to count for at most, if it has more behind its end than it was asked to have.
+    /// XFS doubles what it allocates so for a file that grows: counted, a single one would use up the
+    /// quota with half as many bytes, and could then be written on where it is allocated.
+    fn is_ahead(&self, fd: BorrowedFd<'_>, stat: &Stat) -> rustix::io::Result<Option<u64>> {
+        if !self.ahead || stat.attr.kind != Kind::File {
+            return Ok(None);
+        }
+        let end = stat.attr.size.checked_next_multiple_of(self.unit);
+        let most = end.unwrap_or(u64::MAX).saturating_add(AHEAD);
+        if stat.attr.blocks.saturating_mul(BLOCK) <= most {
+            return Ok(None);
+        }
+        let asked_for = match fs::was_asked_for(fd) {
+            Err(Errno::BADF) => {
+                let fd = fs::reopen(fd, OFlags::RDONLY | OFlags::NONBLOCK)?;
+                fs::was_asked_for(fd.as_fd())?
+            }
+            told => told?,
+        };
+        Ok((!asked_for).then_some(most))
     }
 
     /// Keeps room, if `spare` bytes are left besides.
@@ -145,9 +177,23 @@ impl Ledger {
     fn fitting(&self, fd: BorrowedFd<'_>, offset: u64, len: u64) -> Result<(u64, u64)> {
         let available = self.available();
         let end = offset.saturating_add(len);
+        let stat = fs::fstat(fd).doing("looking for free room")?;
+        // What is not counted is not there.
+        let known_end = match self.is_ahead(fd, &stat).doing("looking for free room")? {
+            Some(_) => stat
+                .attr
+                .size
+                .checked_next_multiple_of(self.unit)
+                .unwrap_or(end),
+            None => end,
+        };
         let (mut at, mut need) = (offset, 0_u64);
         while at < end {
-            let found = fs::next_allocated(fd, at..end).doing("looking for free room")?;
+            let upto = end.min(known_end);
+            let found = match at < upto {
+                true => fs::next_allocated(fd, at..upto).doing("looking for free room")?,
+                false => None,
+            };
             let hole = found.as_ref().map_or(end, |found| found.start);
             if hole > at {
                 let first = at - at % self.unit;

@@ -34,6 +34,51 @@ struct Extent {
     reserved: [u32; 3],
 }
 
+/// `_IOR('X', 31, struct fsxattr)` of include/uapi/linux/fs.h.
+const FS_IOC_FSGETXATTR: libc::Ioctl = 0x801c_581f_u32 as libc::Ioctl;
+/// Of `fsx_xflags`: fallocate(2) has been called for the file.
+const FS_XFLAG_PREALLOC: u32 = 2;
+
+/// `struct fsxattr`.
+#[repr(C)]
+#[derive(Default)]
+struct FsXattr {
+    xflags: u32,
+    extsize: u32,
+    nextents: u32,
+    projid: u32,
+    cowextsize: u32,
+    pad: [u8; 8],
+}
+
+/// `XFS_SUPER_MAGIC` of include/uapi/linux/magic.h.
+const XFS: u32 = 0x5846_5342;
+
+/// Whether a file lies on XFS, which allocates on its own behind the end of a file that grows.
+///
+/// # Errors
+/// fstatfs(2)'s.
+pub fn is_xfs(fd: BorrowedFd<'_>) -> Result<bool> {
+    pass!(Look);
+    Ok(u32::try_from(rustix::fs::fstatfs(fd)?.f_type) == Ok(XFS))
+}
+
+/// Whether what a file of XFS has behind its end was asked for, by fallocate(2).
+///
+/// # Errors
+/// ioctl(2)'s; EBADF for `O_PATH`.
+#[allow(unsafe_code)]
+pub fn was_asked_for(fd: BorrowedFd<'_>) -> Result<bool> {
+    pass!(Look);
+    let mut attr = FsXattr::default();
+    // SAFETY: `attr` has the kernel's layout of 28 bytes and lives through the call.
+    if unsafe { libc::ioctl(fd.as_raw_fd(), FS_IOC_FSGETXATTR, &raw mut attr) } == 0 {
+        return Ok(attr.xflags & FS_XFLAG_PREALLOC != 0);
+    }
+    let error = std::io::Error::last_os_error();
+    Err(Errno::from_io_error(&error).unwrap_or(Errno::IO))
+}
+
 /// The first part of `range` that has blocks, reserved or not yet written ones too
 /// (Documentation/filesystems/fiemap.rst). On a filesystem without FIEMAP (tmpfs), the first that
 /// has data.
