@@ -41,7 +41,7 @@ fn add(store: &Path, base: &Digest, id: &str, tar: &[u8]) -> Digest {
         comment: None,
         created: 1_700_000_000,
     };
-    let write = |out: &mut dyn std::io::Write| out.write_all(tar);
+    let write = |out: &mut (dyn std::io::Write + Send)| out.write_all(tar);
     let made = add_layer(&Store::open(store), base, &note, write, &mut |_| ()).unwrap();
     made.digest
 }

@@ -19,7 +19,7 @@ use crate::mount::{
     About, MountOptions, Rights, Server, Signals, check_point, find_mount, open_upper,
     prepare_process, rights, state_dirs,
 };
-use crate::overlay::{self, Overlay};
+use crate::overlay::{self, Overlay, Quota};
 use crate::sys;
 use crate::upper::Upper;
 
@@ -160,9 +160,16 @@ impl Actor {
                 upper: upper.to_owned(),
             });
         }
+        let make = &self.record.make;
+        let limited = make.size.is_some() || make.inodes.is_some();
+        let in_memory = make.upper == UpperKind::Tmpfs;
         let options = overlay::Options {
-            // A tmpfs has nothing to sync.
-            volatile: self.record.make.upper == UpperKind::Tmpfs,
+            // A tmpfs has nothing to sync, and its own limits.
+            volatile: in_memory,
+            quota: (limited && !in_memory).then_some(Quota {
+                bytes: make.size,
+                inodes: make.inodes,
+            }),
             squash: squash(),
             ..overlay::Options::default()
         };

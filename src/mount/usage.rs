@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::OFlags;
 
 use crate::inode::Kind;
-use crate::overlay::Overlay;
+use crate::overlay::{Overlay, Usage};
 use crate::sys::fs;
 
 /// What was found so long ago is told again.
@@ -20,15 +20,6 @@ const SELDOM: u32 = 20;
 
 /// How long who asks waits for a look that is under way; then he is told what was found before.
 const PATIENCE: Duration = Duration::from_secs(1);
-
-/// What an upper holds, without its root directory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) struct Usage {
-    /// Bytes on disk.
-    pub(super) bytes: u64,
-    /// Inodes.
-    pub(super) inodes: u64,
-}
 
 /// The usage of one overlay's upper, as it was found last.
 #[derive(Debug, Clone)]
@@ -62,6 +53,12 @@ impl Watched {
 
     /// What the upper holds; `None` without one, and where that is not known yet.
     pub(super) fn get(&self) -> Option<Usage> {
+        // With a quota it is known.
+        let overlay = self.0.overlay.upgrade()?;
+        if overlay.options().quota.is_some() {
+            return overlay.usage().ok();
+        }
+        drop(overlay);
         let mut state = self.0.state();
         if !state.looking && state.again.is_none_or(|again| Instant::now() >= again) {
             let shared = Arc::clone(&self.0);
