@@ -63,7 +63,7 @@ fn main() -> Result<(), Failure> {
             ..Note::default()
         };
         let start = Instant::now();
-        let write = |out: &mut dyn Write| layer(out, n);
+        let write = |out: &mut (dyn Write + Send)| layer(out, n);
         let made: Stacked<()> = add_layer(&store, &top, &note, write, &mut |_| ())?;
         let whole = start.elapsed();
         top = made.digest;

@@ -1,7 +1,7 @@
 //! What an actor has written, at one moment: of one that is at rest, or whose changes are held back
 //! meanwhile.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags};
@@ -14,7 +14,12 @@ use crate::lower::Lower;
 use crate::mount::control::{Client, Freeze};
 use crate::mount::{find_mount, open_upper, state_dirs};
 use crate::overlay::{self, Overlay};
+use crate::sys;
 use crate::upper::{Upper, marks_of};
+
+/// How long what was stored in maps may take to come to the server, and between two looks.
+const WRITING_OUT: Duration = Duration::from_millis(500);
+const PAUSE: Duration = Duration::from_millis(1);
 
 /// What was done with an actor's changes.
 #[derive(Debug)]
@@ -127,15 +132,19 @@ impl Actor {
     /// Has all that was stored come to the server, which must not be this process.
     fn sync_mount(&self) -> std::io::Result<()> {
         let point = self.point();
-        if find_mount(&point)?.is_none() {
+        let Some(mount) = find_mount(&point)? else {
             return Ok(());
-        }
+        };
         let how = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = rustix::fs::open(&point, how, Mode::empty())?;
-        sync(root.as_fd())
+        rustix::fs::syncfs(root.as_fd())?;
+        // Of a FUSE mount it only begins: the writes are done when no request waits. Where
+        // programs go on to ask, that may never be so; what they have stored meanwhile is later
+        // than the checkpoint.
+        let until = Instant::now() + WRITING_OUT;
+        while Instant::now() < until && sys::fuse::waiting(mount.minor).is_ok_and(|n| n > 0) {
+            std::thread::sleep(PAUSE);
+        }
+        Ok(())
     }
-}
-
-fn sync(root: BorrowedFd<'_>) -> std::io::Result<()> {
-    Ok(rustix::fs::syncfs(root)?)
 }

@@ -265,6 +265,19 @@ pub fn fusermount_unmount(target: &Path, lazy: bool) -> io::Result<()> {
     }
 }
 
+/// How many requests of a connection are not answered yet (Documentation/filesystems/fuse/fuse.rst,
+/// "waiting").
+///
+/// # Errors
+/// The system's: no such connection, or fusectl is not mounted.
+pub fn waiting(connection: u32) -> io::Result<u64> {
+    let path = format!("/sys/fs/fuse/connections/{connection}/waiting");
+    let said = std::fs::read_to_string(path)?;
+    said.trim()
+        .parse()
+        .map_err(|_| io::ErrorKind::InvalidData.into())
+}
+
 /// Aborts a connection through fusectl: every request on it, now and later, fails.
 ///
 /// # Errors
