@@ -99,13 +99,15 @@ impl World {
         told["state"].as_str().unwrap().to_owned()
     }
 
-    /// `stop` must say in one line that it is used, and change nothing for who uses it.
-    fn in_use(&self, id: &str) {
+    /// `stop` must say in one line who uses it: `program`.
+    fn in_use(&self, id: &str, program: &str) {
         let output = self.sandbox.tarnfs(["actor", "stop", "--timeout", "0", id]);
         let said = text(&output.stderr);
         assert!(!output.status.success(), "{said}");
-        assert!(said.contains("still in use"), "{said}");
+        let (_, who) = said.split_once("by the container of process ").unwrap();
+        assert!(who.contains(program), "{said}");
         assert_eq!(said.trim_end().lines().count(), 1, "{said}");
+        assert_eq!(self.state(id), "detached");
     }
 
     /// Names in what an actor has written.
@@ -299,7 +301,8 @@ fn gvisor_goes_on_in_another_actor() {
         assert!(!Path::new(&bundle).exists());
 
         fs::create_dir(world.sandbox.at("elsewhere")).unwrap();
-        world.bundle("restore", "a2", &image, "elsewhere/b2", "exit 7");
+        // The same program, as newer runsc want it.
+        world.bundle("restore", "a2", &image, "elsewhere/b2", COUNTER);
         let bundle = world.at("elsewhere/b2");
         let restore = [
             "restore",
@@ -327,7 +330,7 @@ fn gvisor_goes_on_in_another_actor() {
             "{written:?}"
         );
 
-        world.in_use("a2");
+        world.in_use("a2", "exe");
         runsc.ok(&["kill", "c2", "KILL"]);
         lines.rest();
         runsc.ok(&["delete", "-force", "c2"]);
@@ -431,9 +434,7 @@ fn lives_below(program: &'static str) {
         lines.until("ready").len()
     };
     assert_eq!(visits(world, "c1"), 1);
-    world.in_use("a");
-    // Who has it goes on, and is waited for.
-    assert_eq!(world.state("a"), "detached");
+    world.in_use("a", "(sh)");
     runtime.kill("c1");
     world.actor(&["stop", "a"]);
     assert_eq!(world.state("a"), "stopped");
@@ -449,7 +450,7 @@ fn lives_below(program: &'static str) {
     assert_eq!(lines.until("ready").len(), 3);
     child.kill().unwrap();
     child.wait().unwrap();
-    world.in_use("a");
+    world.in_use("a", "(sh)");
     kill(runtime.init("c3"));
     world.actor(&["stop", "a"]);
     world.actor(&["start", "a"]);
@@ -546,7 +547,7 @@ fn podman_has_an_actor_as_its_root() {
         assert!(written.contains(&name.to_owned()), "{written:?}");
     }
     assert!(!written.contains(&"over".to_owned()), "{written:?}");
-    world.in_use("a");
+    world.in_use("a", "(sh)");
     podman(&["rm", "--force", "--time=0", "c"]);
     world.actor(&["stop", "a"]);
     // What podman made, and nothing else.

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use super::Id;
+use super::{Holder, Id};
 use crate::actor::ActorError;
 use crate::diff::DiffError;
 use crate::lower::OpenError;
@@ -54,10 +54,15 @@ pub enum Error {
     },
     /// It is still used where it cannot be unmounted from here.
     #[error(
-        "actor {0}: still in use by a container in another mount namespace, or by an open file; \
-         end that, or cut it off (--force)"
+        "actor {id}: unmounted here, but still in use by {}; end that, or cut it off (--force)",
+        said(.by)
     )]
-    InUse(Id),
+    InUse {
+        /// The actor.
+        id: Id,
+        /// In whose mount namespace it is; empty: in none that can be seen.
+        by: Vec<Holder>,
+    },
     /// Its server does not hold its writes back.
     #[error("actor {id}: its writes cannot be held back: {source}")]
     Frozen {
@@ -114,4 +119,18 @@ impl Error {
         let path = path.into();
         move |source| Self::Path { what, path, source }
     }
+}
+
+/// The first few of them.
+fn said(by: &[Holder]) -> String {
+    const SHOWN: usize = 3;
+    if by.is_empty() {
+        return "a container in another mount namespace, or by an open file".to_owned();
+    }
+    let mut shown: Vec<_> = by.iter().take(SHOWN).map(ToString::to_string).collect();
+    match by.len().saturating_sub(SHOWN) {
+        0 => {}
+        more => shown.push(format!("{more} more")),
+    }
+    format!("the container of {}", shown.join(", "))
 }

@@ -100,7 +100,8 @@ pub(super) fn source(place: &Place) -> PathBuf {
     place.dir.clone()
 }
 
-fn is_of(mount: &MountPoint, place: &Place) -> bool {
+/// Whether it is a mount of the actor, in whatever mount namespace.
+pub(super) fn is_of(mount: &MountPoint, place: &Place) -> bool {
     mount.fs_type == FS_TYPE && Path::new(&mount.source) == place.dir
 }
 

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
+use super::holders;
 use super::place::Locked;
 use super::state::{self, Seen, State};
 use super::{Actor, Error};
@@ -103,7 +104,7 @@ impl Actor {
         );
         match ended {
             Ok(_) => Ok(()),
-            Err(MountError::ServerRemains(..)) => Err(Error::InUse(self.id().clone())),
+            Err(MountError::ServerRemains(..)) => Err(self.in_use()),
             Err(error) => Err(error.into()),
         }
     }
@@ -119,7 +120,14 @@ impl Actor {
         }
         match state::wait(&self.place, how.wait) {
             true => Ok(()),
-            false => Err(Error::InUse(self.id().clone())),
+            false => Err(self.in_use()),
+        }
+    }
+
+    fn in_use(&self) -> Error {
+        Error::InUse {
+            id: self.id().clone(),
+            by: holders::find(&self.place),
         }
     }
 

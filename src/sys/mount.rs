@@ -384,6 +384,14 @@ pub fn mounts() -> io::Result<Vec<MountPoint>> {
     parse_mountinfo(&std::fs::read("/proc/self/mountinfo")?)
 }
 
+/// All mounts of the mount namespace of process `pid`, oldest first.
+///
+/// # Errors
+/// As of [`mounts`]; the process is gone.
+pub fn mounts_of(pid: u32) -> io::Result<Vec<MountPoint>> {
+    parse_mountinfo(&std::fs::read(format!("/proc/{pid}/mountinfo"))?)
+}
+
 fn parse_mountinfo(text: &[u8]) -> io::Result<Vec<MountPoint>> {
     text.split(|&c| c == b'\n')
         .filter(|line| !line.is_empty())
@@ -392,7 +400,7 @@ fn parse_mountinfo(text: &[u8]) -> io::Result<Vec<MountPoint>> {
                 let line = String::from_utf8_lossy(line).into_owned();
                 io::Error::new(
                     io::ErrorKind::InvalidData,
-                    format!("/proc/self/mountinfo: not understood: {line}"),
+                    format!("mountinfo: not understood: {line}"),
                 )
             })
         })
