@@ -480,6 +480,62 @@ fn an_actor_lives_below_runc() {
     lives_below("runc");
 }
 
+/// Stores a number of its own to each page of a map of a file for each line, and says so.
+const MAPPER: &str = "import mmap, os, sys
+fd = os.open('map', os.O_RDWR | os.O_CREAT)
+os.ftruncate(fd, 32 << 20)
+m = mmap.mmap(fd, 32 << 20)
+print('ready', flush=True)
+for line in sys.stdin:
+    for at in range(0, 32 << 20, 4096):
+        m[at:at + 1] = line[0].encode()
+    print('stored', flush=True)
+";
+
+/// What programs have stored in maps is in a checkpoint, also when the mount is seen in a container
+/// alone.
+#[test]
+fn maps_are_in_a_checkpoint() {
+    if !can_mount() || !has("runc") || !has("python3") {
+        return;
+    }
+    let mut world = World::new();
+    let world = &mut world;
+    let runc = Runtime::new(world, "runc", &[]);
+    let root = world.bundle("create", "a", "img", "b", VISITS);
+    let mut mapper = Command::new("python3")
+        .args(["-c", MAPPER])
+        .current_dir(&root)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let said = Lines::of(mapper.stdout.take().unwrap());
+    let mut to = mapper.stdin.take().unwrap();
+    assert_eq!(said.next(), "ready");
+    let bundle = world.at("b");
+    let container = runc.detached(world, &["run", "--detach", "--bundle", &bundle], "c1");
+    container.until("ready");
+    for (id, stored) in [("mounted", b'1'), ("detached", b'2')] {
+        if id == "detached" {
+            world.actor(&["stop", "--lazy", "a"]);
+        }
+        assert_eq!(world.state("a"), id);
+        std::io::Write::write_all(&mut to, &[stored, b'\n']).unwrap();
+        assert_eq!(said.next(), "stored");
+        let image = world.actor(&["checkpoint", "a"]);
+        let restored = PathBuf::from(world.actor(&["restore", "--start", id, &image]));
+        let map = fs::read(restored.join("map")).unwrap();
+        let missing = map.chunks(4096).filter(|page| page[0] != stored).count();
+        assert_eq!(missing, 0, "of {} pages: {id}", map.len() / 4096);
+    }
+    drop(to);
+    mapper.wait().unwrap();
+    runc.kill("c1");
+    world.actor(&["destroy", "a", "mounted", "detached"]);
+    world.assert_none();
+}
+
 /// crun 1.8 refuses machines on which both versions of cgroups are mounted.
 #[test]
 fn an_actor_lives_below_crun() {

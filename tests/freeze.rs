@@ -242,11 +242,7 @@ fn what_was_stored_in_maps_is_there_after_syncfs() {
         return;
     };
     let connection = world.server.as_ref().unwrap().connection().unwrap();
-    let waiting = format!("/sys/fs/fuse/connections/{connection}/waiting");
-    if !Path::new(&waiting).exists() {
-        skip("needs fusectl on /sys/fs/fuse/connections");
-        return;
-    }
+    let waiting = tarnfs::sys::fuse::Waiting::of(connection).unwrap();
     let mut program = world.start(
         "fd = os.open('map', os.O_RDWR); m = mmap.mmap(fd, 100000)\n\
          for at in range(0, 100000, 4096): m[at:at + 5] = b'STORE'\n\
@@ -254,9 +250,7 @@ fn what_was_stored_in_maps_is_there_after_syncfs() {
     );
     assert_eq!(program.line(), "stored");
     ok("sync", ["-f", world.sandbox.at("mount").to_str().unwrap()]);
-    until("all that was sent has come", || {
-        fs::read_to_string(&waiting).unwrap().trim() == "0"
-    });
+    until("all that was sent has come", || waiting.now().unwrap() == 0);
     let frozen = world.freezer.freeze().unwrap();
     let bytes = fs::read(world.upper("map")).unwrap();
     for page in bytes.chunks(4096) {

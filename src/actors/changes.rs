@@ -1,11 +1,12 @@
 //! What an actor has written, at one moment: of one that is at rest, or whose changes are held back
 //! meanwhile.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags};
 
+use super::holders;
 use super::place::Locked;
 use super::state::{self, State};
 use super::{Actor, Error};
@@ -14,12 +15,14 @@ use crate::lower::Lower;
 use crate::mount::control::{Client, Freeze};
 use crate::mount::{find_mount, open_upper, state_dirs};
 use crate::overlay::{self, Overlay};
-use crate::sys;
+use crate::sys::fuse::Waiting;
+use crate::sys::mount::device_minor;
 use crate::upper::{Upper, marks_of};
 
-/// How long what was stored in maps may take to come to the server, and between two looks.
-const WRITING_OUT: Duration = Duration::from_millis(500);
-const PAUSE: Duration = Duration::from_millis(1);
+/// How long to wait for a moment in which no request is under way, of a mount whose programs may
+/// leave none; and between two looks.
+const DRAINING: Duration = Duration::from_secs(1);
+const DRAINING_LOOK: Duration = Duration::from_millis(1);
 
 /// What was done with an actor's changes.
 #[derive(Debug)]
@@ -122,29 +125,42 @@ impl Actor {
             source,
         };
         // What programs have stored in maps is the kernel's still.
-        if mounted {
-            self.sync_mount().map_err(failed)?;
-        }
+        self.sync_mount(mounted).map_err(failed)?;
         let client = Client::connect(&self.control()).map_err(failed)?;
         client.freeze().map_err(failed)
     }
 
     /// Has all that was stored come to the server, which must not be this process.
-    fn sync_mount(&self) -> std::io::Result<()> {
-        let point = self.point();
-        let Some(mount) = find_mount(&point)? else {
-            return Ok(());
-        };
+    fn sync_mount(&self, mounted: bool) -> std::io::Result<()> {
         let how = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let root = rustix::fs::open(&point, how, Mode::empty())?;
-        rustix::fs::syncfs(root.as_fd())?;
-        // Of a FUSE mount it only begins: the writes are done when no request waits. Where
-        // programs go on to ask, that may never be so; what they have stored meanwhile is later
-        // than the checkpoint.
-        let until = Instant::now() + WRITING_OUT;
-        while Instant::now() < until && sys::fuse::waiting(mount.minor).is_ok_and(|n| n > 0) {
-            std::thread::sleep(PAUSE);
+        let point = self.point();
+        let root = if !mounted {
+            holders::open_root(&self.place)
+        } else if find_mount(&point)?.is_some() {
+            Some(rustix::fs::open(&point, how, Mode::empty())?)
+        } else {
+            None
+        };
+        match root {
+            Some(root) => sync(root.as_fd()),
+            None => Ok(()),
         }
-        Ok(())
     }
+}
+
+/// syncfs(2), and what it has begun: on FUSE it does not wait for that.
+fn sync(root: BorrowedFd<'_>) -> std::io::Result<()> {
+    rustix::fs::syncfs(root)?;
+    let waiting = match Waiting::of(device_minor(root)?) {
+        Ok(waiting) => waiting,
+        Err(error) => {
+            tracing::debug!("what was stored in maps may not be there: fusectl: {error}");
+            return Ok(());
+        }
+    };
+    let until = Instant::now() + DRAINING;
+    while waiting.now().is_ok_and(|requests| requests > 0) && Instant::now() < until {
+        std::thread::sleep(DRAINING_LOOK);
+    }
+    Ok(())
 }

@@ -265,19 +265,6 @@ pub fn fusermount_unmount(target: &Path, lazy: bool) -> io::Result<()> {
     }
 }
 
-/// How many requests of a connection are not answered yet (Documentation/filesystems/fuse/fuse.rst,
-/// "waiting").
-///
-/// # Errors
-/// The system's: no such connection, or fusectl is not mounted.
-pub fn waiting(connection: u32) -> io::Result<u64> {
-    let path = format!("/sys/fs/fuse/connections/{connection}/waiting");
-    let said = std::fs::read_to_string(path)?;
-    said.trim()
-        .parse()
-        .map_err(|_| io::ErrorKind::InvalidData.into())
-}
-
 /// Aborts a connection through fusectl: every request on it, now and later, fails.
 ///
 /// # Errors
@@ -287,6 +274,45 @@ pub fn abort_connection(minor: u32) -> io::Result<()> {
         .join(minor.to_string())
         .join("abort");
     std::fs::write(path, "1")
+}
+
+/// How many requests of a connection have not been answered yet, those that the server has not read
+/// included (fusectl, `waiting`).
+#[derive(Debug)]
+pub struct Waiting {
+    /// The connection's directory.
+    dir: OwnedFd,
+}
+
+impl Waiting {
+    /// Of the connection of this number; also where fusectl is not mounted, which root can do for
+    /// himself.
+    ///
+    /// # Errors
+    /// `NotFound` when the connection is gone or another user's; the system's.
+    pub fn of(minor: u32) -> io::Result<Self> {
+        let how = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
+        let name = minor.to_string();
+        let mounted = Path::new("/sys/fs/fuse/connections").join(&name);
+        if let Ok(dir) = rustix::fs::open(mounted, how, Mode::empty()) {
+            return Ok(Self { dir });
+        }
+        let control = create_detached("fusectl", &[], MountAttrs::default(), || Ok(()))?;
+        let dir = rustix::fs::openat(&control, name, how, Mode::empty())?;
+        Ok(Self { dir })
+    }
+
+    /// The number now.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn now(&self) -> io::Result<u64> {
+        // It can be read once (`fs/fuse/control.c:fuse_conn_waiting_read()`).
+        let how = OFlags::RDONLY | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(&self.dir, "waiting", how, Mode::empty())?;
+        let text = io::read_to_string(std::fs::File::from(file))?;
+        text.trim().parse().map_err(io::Error::other)
+    }
 }
 
 /// Raises the read-ahead of a FUSE mount, which the protocol can only lower.
