@@ -588,7 +588,13 @@ fn forks_go_their_own_ways() {
     let point = world.start(&["create", "--start", "--size", "8M", "a", "img"]);
     fs::write(point.join("common"), "of all").unwrap();
     world.refused(&["fork", "a", "b", "a"], "another life");
-    world.actor(&["fork", "--start", "a", "b", "c"]);
+    // Of a call that was broken off there is one.
+    let first = world.actor(&["fork", "a", "b"]);
+    fs::write(point.join("common"), "changed since").unwrap();
+    assert_eq!(world.actor(&["fork", "--start", "a", "b", "c"]), first);
+    world.actor(&["create", "d", "img"]);
+    world.refused(&["fork", "a", "d", "e"], "another life");
+    world.actor(&["destroy", "d"]);
     fs::write(point.join("common"), "of a").unwrap();
     for id in ["b", "c"] {
         let inspected = world.inspect(id);

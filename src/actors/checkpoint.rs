@@ -9,7 +9,7 @@ use crate::diff::{self, Format, Options, Pattern, Written};
 use crate::digest::Digest;
 use crate::import::Watch;
 use crate::stack::{self, Note, Stacked};
-use crate::store::OnProgress;
+use crate::store::{OnProgress, Source};
 
 /// A checkpoint that was made.
 pub type Checkpoint = Took<Stacked<Written>>;
@@ -46,9 +46,8 @@ impl Actor {
         let base = stack::ensure_in_store(&self.store, &image, asked.watch)?;
         let lower = image.lower()?;
         let note = Note {
-            id: self.id().to_string(),
             comment: asked.comment,
-            created: super::now(),
+            ..note(self)
         };
         let options = Options {
             format: Format::Oci,
@@ -78,7 +77,51 @@ impl Actor {
     }
 }
 
+/// What the history of a checkpoint says of it.
+fn note(of: &Actor) -> Note {
+    Note {
+        id: of.id().to_string(),
+        comment: None,
+        created: super::now(),
+    }
+}
+
+fn taken(id: &Id) -> Error {
+    Error::Exists {
+        id: id.clone(),
+        what: "life",
+    }
+}
+
 impl Actors {
+    /// The checkpoint from which those of `ids` go on that are forks of `of` already: what a call has
+    /// made that was broken off. `None`: there is none of them yet.
+    ///
+    /// # Errors
+    /// [`Error::Exists`]: an id is taken by another actor; those of looking.
+    pub fn forked(&self, of: &Actor, ids: &[Id]) -> Result<Option<Digest>, Error> {
+        let mut forked = None;
+        for id in ids {
+            let Some(there) = self.find(id)? else {
+                continue;
+            };
+            let digest = match there.record.make.image {
+                ImageRef::Stored(digest) if self.is_checkpoint(&digest, of) => digest,
+                _ => return Err(taken(id)),
+            };
+            if *forked.get_or_insert(digest) != digest {
+                return Err(taken(id));
+            }
+        }
+        Ok(forked)
+    }
+
+    fn is_checkpoint(&self, digest: &Digest, of: &Actor) -> bool {
+        let by = note(of).created_by();
+        let record = self.store.record(digest);
+        matches!(record.map(|r| r.source), Some(Source::Made { by: made, .. }) if made == by)
+    }
+
     /// Makes actors that go on from the checkpoint `digest` of `of`: as it is in all else, but each
     /// in a place of its own.
     ///

@@ -1,6 +1,6 @@
 //! A new actor.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::place::{self, Place};
 use super::record::{FORMAT, ImageRef, InBundle, Make, Record, UpperKind};
@@ -25,6 +25,7 @@ impl Actors {
             return Ok(found);
         }
         check(&make)?;
+        self.check_apart(&make)?;
         place::sweep(&self.dir);
         let record = Record {
             format: FORMAT,
@@ -47,17 +48,20 @@ impl Actors {
         }
     }
 
-    /// Refuses ids that are taken, before something is done for which they are wanted.
-    ///
-    /// # Errors
-    /// [`Error::Exists`]; those of looking.
-    pub fn check_free(&self, ids: &[Id]) -> Result<(), Error> {
-        for id in ids {
-            if self.find(id)?.is_some() {
-                return Err(Error::Exists {
-                    id: id.clone(),
-                    what: "life",
-                });
+    /// Nothing of the caller's may lie among the actors: it would hide, or go with, what is theirs.
+    fn check_apart(&self, make: &Make) -> Result<(), Error> {
+        let mut theirs: Vec<&Path> = Vec::new();
+        if let UpperKind::Dir { upper, work } = &make.upper {
+            theirs.extend([&**upper, &**work]);
+        }
+        theirs.extend(make.point.as_deref());
+        theirs.extend(make.bundle.as_ref().map(|bundle| &*bundle.dir));
+        for path in theirs {
+            if real(path).starts_with(&self.dir) {
+                return Err(Error::Refused(format!(
+                    "{}: in a directory of the store's actors; give one elsewhere",
+                    path.display()
+                )));
             }
         }
         Ok(())
@@ -121,6 +125,16 @@ fn check(make: &Make) -> Result<(), Error> {
         }
         _ => Ok(()),
     }
+}
+
+/// Where a path leads of which the end may not be there yet.
+fn real(path: &Path) -> PathBuf {
+    path.ancestors()
+        .find_map(|above| {
+            let rest = path.strip_prefix(above).ok()?;
+            Some(above.canonicalize().ok()?.join(rest))
+        })
+        .unwrap_or_else(|| path.to_owned())
 }
 
 fn is_link(path: &Path) -> bool {

@@ -20,7 +20,7 @@ impl Actors {
     pub fn destroy(&self, id: &Id, how: Stop) -> Result<bool, Error> {
         place::sweep(&self.dir);
         let place = Place::new(&self.dir, id);
-        let Some(locked) = place.lock()? else {
+        let Some(locked) = place.lock(id, place::Until::stopped(how))? else {
             return Ok(false);
         };
         match self.find(id) {

@@ -52,6 +52,17 @@ pub enum Error {
         /// The upper directory.
         upper: PathBuf,
     },
+    /// The actor's tar is not the one any more on which it wrote.
+    #[error(
+        "{tar}: holds another image than the one on which actor {id} has written; put that back, or \
+         give up what was written (`tarnfs actor reset {id}`)"
+    )]
+    OtherTar {
+        /// The actor.
+        id: Id,
+        /// The tar.
+        tar: PathBuf,
+    },
     /// It is still used where it cannot be unmounted from here.
     #[error(
         "actor {id}: unmounted here, but still in use by {}; end that, or cut it off (--force)",
@@ -62,6 +73,18 @@ pub enum Error {
         id: Id,
         /// In whose mount namespace it is; empty: in none that can be seen.
         by: Vec<Holder>,
+    },
+    /// Another call has not come to its end.
+    #[error(
+        "actor {id}: {} is at work on it; try again later, or end that (`tarnfs actor stop --force \
+         {id}` does)",
+        by.map_or_else(|| "another process".to_owned(), |pid| format!("process {pid}"))
+    )]
+    Locked {
+        /// The actor.
+        id: Id,
+        /// Whose it is.
+        by: Option<u32>,
     },
     /// Its server does not hold its writes back.
     #[error("actor {id}: its writes cannot be held back: {source}")]

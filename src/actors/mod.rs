@@ -18,6 +18,7 @@ mod destroy;
 mod error;
 mod holders;
 mod id;
+mod locker;
 mod place;
 mod record;
 mod reset;
@@ -73,9 +74,13 @@ impl Actors {
     /// The actors of `store`.
     #[must_use]
     pub fn of(store: &Store) -> Self {
+        // By the one path that it has: a mount is told by it, however the store is called.
+        let dir = store.dir().canonicalize();
         Self {
             store: store.clone(),
-            dir: store.dir().join("actors"),
+            dir: dir
+                .unwrap_or_else(|_| store.dir().to_owned())
+                .join("actors"),
         }
     }
 
@@ -230,8 +235,12 @@ impl Actor {
     }
 
     fn lock(&self) -> Result<place::Locked, Error> {
+        self.lock_until(place::Until::patient())
+    }
+
+    fn lock_until(&self, until: place::Until) -> Result<place::Locked, Error> {
         self.place
-            .lock()?
+            .lock(self.id(), until)?
             .ok_or_else(|| Error::Unknown(self.id().clone()))
     }
 }

@@ -20,12 +20,15 @@ use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with};
 use rustix::io::{Errno, retry_on_intr};
+use rustix::process::Signal;
 
+use super::locker::Locker;
 use super::record::{FORMAT, ImageRef, Record, UpperKind};
+use super::stop::Stop;
 use super::{Error, Id};
 use crate::mount::remove_private;
 use crate::sys::mount::mounts;
@@ -34,6 +37,14 @@ const NEW: &str = ".new-";
 const GONE: &str = ".gone-";
 /// A record has some hundred bytes.
 const RECORD_MAX: u64 = 1 << 20;
+
+/// How long a call waits for another on the same actor: longer than a large checkpoint takes.
+const PATIENT: Duration = Duration::from_secs(600);
+/// How long who is at work on an actor may go on when it is to be stopped by force.
+const GRACE: Duration = Duration::from_secs(5);
+/// Between two attempts to lock.
+const PAUSE: Duration = Duration::from_millis(1);
+const PAUSE_MAX: Duration = Duration::from_millis(50);
 
 /// The directory of an actor.
 #[derive(Debug, Clone)]
@@ -48,6 +59,59 @@ pub(super) struct Place {
 #[derive(Debug)]
 pub(super) struct Locked {
     _dir: File,
+}
+
+/// How long to wait for whoever has an actor locked.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Until {
+    end: Instant,
+    /// From when on it is ended.
+    force: Option<Instant>,
+}
+
+impl Until {
+    /// As long as any work on an actor may take.
+    pub(super) fn patient() -> Self {
+        Self {
+            end: Instant::now() + PATIENT,
+            force: None,
+        }
+    }
+
+    /// As long as `how` says; who then still is at work on it is one of those who use it, and can
+    /// be killed at any point. It may have been stopped, or be held up by whom it writes to.
+    pub(super) fn stopped(how: Stop) -> Self {
+        let now = Instant::now();
+        Self {
+            end: now + how.wait.min(PATIENT) + if how.force { GRACE } else { Duration::ZERO },
+            force: how.force.then_some(now + how.wait.min(GRACE)),
+        }
+    }
+
+    /// Locks; whether it could in time. In one thread, as the process that is to serve must have.
+    fn locked(self, file: &File) -> io::Result<bool> {
+        let mut pause = PAUSE;
+        loop {
+            match flock(file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(true),
+                Err(Errno::WOULDBLOCK | Errno::INTR) => {}
+                Err(e) => return Err(e.into()),
+            }
+            let now = Instant::now();
+            if now >= self.end {
+                return Ok(false);
+            }
+            if self.force.is_some_and(|when| now >= when)
+                && let Some(holder) = Locker::of(file)
+            {
+                tracing::warn!(pid = holder.pid, "cut off at its work on an actor");
+                // Gone by itself is as good.
+                holder.signal(Signal::KILL).ok();
+            }
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(PAUSE_MAX);
+        }
+    }
 }
 
 impl Place {
@@ -100,8 +164,8 @@ impl Place {
         }
     }
 
-    /// Locks the actor; `None` where there is none.
-    pub(super) fn lock(&self) -> Result<Option<Locked>, Error> {
+    /// Locks the actor, for which it waits until `until`; `None` where there is none.
+    pub(super) fn lock(&self, id: &Id, until: Until) -> Result<Option<Locked>, Error> {
         let failed = || Error::path("cannot lock", &self.dir);
         loop {
             let dir = match File::open(&self.dir) {
@@ -109,8 +173,12 @@ impl Place {
                 Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
                 Err(e) => return Err(failed()(e)),
             };
-            retry_on_intr(|| flock(&dir, FlockOperation::LockExclusive))
-                .map_err(|e| failed()(e.into()))?;
+            if !until.locked(&dir).map_err(failed())? {
+                return Err(Error::Locked {
+                    id: id.clone(),
+                    by: Locker::of(&dir).map(|holder| holder.pid),
+                });
+            }
             let here = dir.metadata().map_err(failed())?;
             match fs::symlink_metadata(&self.dir) {
                 Ok(there) if (there.dev(), there.ino()) == (here.dev(), here.ino()) => {
@@ -223,9 +291,26 @@ impl Place {
         Ok(())
     }
 
+    /// Refuses where something is mounted on or in `dir`: what is in there is others'.
+    pub(super) fn check_unmounted(&self, dir: &Path) -> Result<(), Error> {
+        let failed = Error::path("cannot read", "/proc/self/mountinfo");
+        let dir = match dir.canonicalize() {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            found => found.map_err(Error::path("cannot find", dir))?,
+        };
+        match mounted_in(&dir).map_err(failed)? {
+            None => Ok(()),
+            Some(found) => Err(Error::Refused(format!(
+                "{}: something else is mounted there, in what is to be removed; unmount it first",
+                found.display()
+            ))),
+        }
+    }
+
     /// Lets the actor be gone, and removes what it had here. Nothing must be mounted in it.
     pub(super) fn remove(&self) -> Result<(), Error> {
         let failed = || Error::path("cannot remove", &self.dir);
+        self.check_unmounted(&self.dir)?;
         let nanos = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .map_or(0, |t| t.as_nanos());
@@ -241,10 +326,18 @@ impl Place {
 
 /// Removes a directory in which nothing is mounted: what is mounted there is others'.
 fn clear(dir: &Path) -> io::Result<()> {
-    if mounts()?.iter().any(|mount| mount.path.starts_with(dir)) {
+    if mounted_in(dir)?.is_some() {
         return Err(io::ErrorKind::ResourceBusy.into());
     }
     remove_private(dir)
+}
+
+/// What is mounted on or in a directory.
+fn mounted_in(dir: &Path) -> io::Result<Option<PathBuf>> {
+    let found = mounts()?
+        .into_iter()
+        .find(|mount| mount.path.starts_with(dir));
+    Ok(found.map(|mount| mount.path))
 }
 
 /// The sole right to give directories of actors their first names, or to sweep.

@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
 
-use super::place::Locked;
+use super::place::{Locked, Until};
 use super::record::UpperKind;
 use super::state::{self, State};
 use super::stop::Stop;
@@ -22,9 +22,16 @@ impl Actor {
     /// # Errors
     /// Those of [`Actor::stop`]; the system's, after which the next call goes on with it.
     pub fn reset(&self, how: Stop) -> Result<bool, Error> {
-        let locked = self.lock()?;
+        let locked = self.lock_until(Until::stopped(how))?;
         let was = matches!(state::look(&self.place)?.state, State::Mounted);
         self.stop_locked(&locked, how)?;
+        // Before it is begun, since it has to be ended then.
+        let (upper, work) = self.writes();
+        if self.record.make.upper != UpperKind::Tmpfs {
+            for dir in [&upper, &work] {
+                self.place.check_unmounted(dir)?;
+            }
+        }
         let wipe = self.place.wipe();
         File::create(&wipe).map_err(Error::path("cannot make", &wipe))?;
         self.finish_wipe(&locked)?;
@@ -42,6 +49,9 @@ impl Actor {
             self.drop_tmpfs()?;
         } else {
             let (upper, work) = self.writes();
+            for dir in [&upper, &work] {
+                self.place.check_unmounted(dir)?;
+            }
             for dir in [&upper, &work] {
                 empty(dir).map_err(failed(dir))?;
             }
@@ -62,7 +72,7 @@ impl Actor {
     }
 }
 
-/// Removes what is in a directory; the directory itself may be a mount point, or another's.
+/// Removes what is in a directory; the directory itself may be another's.
 fn empty(dir: &Path) -> io::Result<()> {
     let entries = match fs::read_dir(dir) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),

@@ -153,11 +153,16 @@ impl Actor {
 
     fn open_overlay(&self, lower: Lower, upper: &Path, work: &Path) -> Result<Overlay, Error> {
         let opened: Upper = open_upper(&state_dirs(), upper, work)?;
-        // Its own upper has never been on another.
-        let foreign = matches!(self.record.make.upper, UpperKind::Dir { .. });
-        if foreign && opened.is_of_other(lower.fingerprint()) {
-            return Err(Error::OtherImage {
-                upper: upper.to_owned(),
+        if opened.is_of_other(lower.fingerprint()) {
+            return Err(match (&self.record.make.upper, &self.record.make.image) {
+                // Its own upper has never been on another image, so that this is another now.
+                (UpperKind::Disk | UpperKind::Tmpfs, ImageRef::Tar(tar)) => Error::OtherTar {
+                    id: self.id().clone(),
+                    tar: tar.clone(),
+                },
+                _ => Error::OtherImage {
+                    upper: upper.to_owned(),
+                },
             });
         }
         let make = &self.record.make;

@@ -3,6 +3,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::Duration;
@@ -13,8 +14,12 @@ use serde::{Deserialize, Serialize};
 
 use super::Error;
 use super::place::Place;
+use crate::digest::Digest;
 use crate::mount::FS_TYPE;
 use crate::sys::mount::{MountPoint, mounts};
+
+/// What fsconfig(2) takes of a text (`fs/fsopen.c`: strndup_user() of 256, with its end).
+const SOURCE_MAX: usize = 255;
 
 /// What has become of an actor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -95,14 +100,31 @@ pub(super) fn look_in(place: &Place, all: &[MountPoint]) -> Result<Seen, Error> 
     })
 }
 
-/// What the mount of an actor shows as its source: its directory, which no other actor has.
+/// What the mount of an actor shows as its source: its directory, which no other actor has, or what
+/// stands for that where it is longer than the kernel takes.
 pub(super) fn source(place: &Place) -> PathBuf {
-    place.dir.clone()
+    let path = place.dir.as_os_str().as_bytes();
+    match path.len() > SOURCE_MAX {
+        true => PathBuf::from(format!("actors/{}", Digest::of(path).hex())),
+        false => place.dir.clone(),
+    }
 }
 
 /// Whether it is a mount of the actor, in whatever mount namespace.
 pub(super) fn is_of(mount: &MountPoint, place: &Place) -> bool {
-    mount.fs_type == FS_TYPE && Path::new(&mount.source) == place.dir
+    if mount.fs_type != FS_TYPE {
+        return false;
+    }
+    let source = Path::new(&mount.source);
+    // A store that was renamed since took the mounts in it along, but not what they are called.
+    let moved = || mount.path == place.rootfs() && source.ends_with(last_two(&place.dir));
+    source == self::source(place) || moved()
+}
+
+/// `actors/<id>`
+fn last_two(dir: &Path) -> PathBuf {
+    let names = dir.iter().rev().take(2).collect::<Vec<_>>();
+    names.into_iter().rev().collect()
 }
 
 /// The last server, and whether it lives.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::holders;
-use super::place::Locked;
+use super::place::{Locked, Until};
 use super::state::{self, Seen, State};
 use super::{Actor, Error};
 use crate::mount::{How, MountError, find_mount, unmount};
@@ -45,7 +45,7 @@ impl Actor {
     /// # Errors
     /// [`Error::Mount`]: busy; [`Error::InUse`].
     pub fn stop(&self, how: Stop) -> Result<(), Error> {
-        let locked = self.lock()?;
+        let locked = self.lock_until(Until::stopped(how))?;
         self.stop_locked(&locked, how)
     }
 

@@ -102,6 +102,9 @@ pub(super) fn checkpoint(global: &Global, args: &CheckpointArgs) -> anyhow::Resu
 }
 
 /// Make actors that go on from where another is, and print the checkpoint's digest
+///
+/// Those that are forks of it already stay as they are, and the others become of the same state: a
+/// call that was broken off can be made again.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   tarnfs actor fork --start a1 b1 b2 b3")]
@@ -122,10 +125,11 @@ pub(crate) struct ForkArgs {
 pub(super) fn fork(global: &Global, args: &ForkArgs) -> anyhow::Result<ExitCode> {
     let actors = actors(global)?;
     let of = actors.get(&args.id)?;
-    // Before anything is done: an id that is taken.
-    actors.check_free(&args.new)?;
-    let made = args.what.take(&of)?;
-    let digest = made.value.digest;
+    // A call that was broken off is gone on with: all are of one state.
+    let digest = match actors.forked(&of, &args.new)? {
+        Some(digest) => digest,
+        None => args.what.take(&of)?.value.digest,
+    };
     actors.fork(&of, digest, &args.new)?;
     if args.start {
         for id in &args.new {

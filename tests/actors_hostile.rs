@@ -1,0 +1,270 @@
+//! Actors among those who get in the way: calls that hang, mounts of others below an upper, a store
+//! that is called otherwise or was moved.
+
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+
+mod common;
+
+use std::fs;
+use std::io::Read;
+use std::os::unix::fs::symlink;
+use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+
+use common::{Sandbox, assert_ok, can_mount, mounts_below, ok, pack, text};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+/// A store with an image called `img`, and the actors on it.
+struct World {
+    sandbox: Sandbox,
+}
+
+impl World {
+    fn new() -> Option<Self> {
+        if !can_mount() {
+            return None;
+        }
+        let sandbox = Sandbox::new();
+        let tree = sandbox.dir("tree");
+        fs::write(tree.join("file"), "of the image").unwrap();
+        pack(&tree, &sandbox.at("image.tar"), &[]);
+        let tar = sandbox.at("image.tar");
+        sandbox.tarnfs_ok(["import", "--name", "img", tar.to_str().unwrap()]);
+        Some(Self { sandbox })
+    }
+
+    fn actor(&self, args: &[&str]) -> String {
+        self.sandbox.tarnfs_ok([&["actor"], args].concat())
+    }
+
+    /// Must fail with one line that has `says` in it.
+    fn refused(&self, args: &[&str], says: &str) {
+        let output = self.sandbox.tarnfs([&["actor"], args].concat());
+        let said = text(&output.stderr);
+        assert!(!output.status.success(), "{args:?} succeeded");
+        assert!(said.contains(says), "{args:?}: {said}");
+        assert_eq!(said.trim_end().lines().count(), 1, "{args:?}: {said}");
+    }
+
+    fn state(&self, id: &str) -> String {
+        let told: Value = serde_json::from_str(&self.actor(&["inspect", id])).unwrap();
+        told["state"].as_str().unwrap().to_owned()
+    }
+
+    fn at(&self, name: &str) -> String {
+        self.sandbox.at(name).to_str().unwrap().to_owned()
+    }
+
+    fn actors(&self) -> PathBuf {
+        self.sandbox.at("store").join("actors")
+    }
+
+    fn call(&self, store: &str, args: &[&str]) -> Command {
+        let mut command = Command::new(common::TARNFS);
+        command
+            .current_dir(self.sandbox.path())
+            .env("TARNFS_STORE", store)
+            .arg("actor")
+            .args(args);
+        command
+    }
+
+    fn assert_none(&self) {
+        let left: Vec<_> = fs::read_dir(self.actors()).unwrap().collect();
+        assert!(left.is_empty(), "{left:?}");
+        let mounts = mounts_below(self.sandbox.path());
+        assert!(mounts.is_empty(), "{mounts:?}");
+    }
+
+    /// A call that has the changes of `a` held back, and whose reader takes one byte and no more.
+    fn hangs(&self) -> Child {
+        let mut diff = self
+            .call(&self.at("store"), &["diff", "-o", "-", "a"])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut byte = [0];
+        let output = diff.stdout.as_mut().unwrap();
+        output.read_exact(&mut byte).unwrap();
+        diff
+    }
+}
+
+#[test]
+fn a_call_that_hangs_is_named_and_can_be_cut_off() {
+    let Some(world) = World::new() else { return };
+    for stopped in [false, true] {
+        let point = PathBuf::from(world.actor(&["create", "--start", "a", "img"]).trim_end());
+        // More than a pipe takes.
+        fs::write(point.join("large"), vec![b'x'; 4 << 20]).unwrap();
+        let mut diff = world.hangs();
+        if stopped {
+            kill_process(Pid::from_child(&diff), Signal::STOP).unwrap();
+        }
+        // Who writes is held back, and ends with the mount; it says nothing before that.
+        let mut writers: Vec<Child> = (0..6)
+            .map(|n| {
+                let script = format!("echo x >'{}/{n}'", point.display());
+                let mut sh = Command::new("sh");
+                sh.args(["-c", &script]).stderr(Stdio::null());
+                sh.spawn().unwrap()
+            })
+            .collect();
+        let by = format!("process {} is at work", diff.id());
+        for call in ["stop", "reset", "destroy"] {
+            world.refused(&[call, "--timeout", "0", "a"], &by);
+        }
+        assert_eq!(world.state("a"), "mounted");
+        world.actor(&["destroy", "--force", "--timeout", "1", "a"]);
+        let ended = diff.wait().unwrap();
+        assert_eq!(ended.signal(), Some(libc::SIGKILL));
+        for writer in &mut writers {
+            writer.wait().unwrap();
+        }
+        world.assert_none();
+    }
+}
+
+#[test]
+fn what_others_have_mounted_below_an_upper_is_not_removed() {
+    let Some(world) = World::new() else { return };
+    let theirs = world.sandbox.dir("theirs");
+    fs::write(theirs.join("precious"), "x").unwrap();
+    world.actor(&["create", "--upper", &world.at("upper"), "dir", "img"]);
+    world.actor(&["create", "disk", "img"]);
+    let own = world.actors().join("disk/upper");
+    for (id, upper) in [("dir", world.sandbox.at("upper")), ("disk", own)] {
+        fs::create_dir_all(upper.join("below")).unwrap();
+        fs::write(upper.join("written"), "x").unwrap();
+        let below = upper.join("below");
+        let below = below.to_str().unwrap();
+        ok("mount", ["--bind", theirs.to_str().unwrap(), below]);
+        world.refused(&["reset", id], "below: something else is mounted");
+        if id == "disk" {
+            world.refused(&["destroy", id], "below: something else is mounted");
+        }
+        assert_eq!(world.state(id), "created");
+        assert!(upper.join("written").exists(), "{id}: half done");
+        assert!(theirs.join("precious").exists(), "{id}");
+        ok("umount", [below]);
+        world.actor(&["reset", id]);
+        assert_eq!(fs::read_dir(&upper).unwrap().count(), 0);
+    }
+    world.actor(&["destroy", "dir", "disk"]);
+    world.assert_none();
+}
+
+#[test]
+fn a_store_may_be_called_otherwise_and_be_moved() {
+    let Some(world) = World::new() else { return };
+    symlink("store", world.sandbox.at("link")).unwrap();
+    fs::create_dir(world.sandbox.at("a\nb c")).unwrap();
+    symlink("../store", world.sandbox.at("a\nb c/s")).unwrap();
+    let names = [
+        world.at("link"),
+        "link".to_owned(),
+        "./theirs/../store/".to_owned(),
+        "a\nb c/s".to_owned(),
+        world.at("store"),
+    ];
+    fs::create_dir(world.sandbox.at("theirs")).unwrap();
+    for started in &names {
+        for other in &names {
+            let call = |store: &str, args: &[&str]| {
+                let output = common::run(world.call(store, args));
+                assert_ok(&output, &format!("{args:?} by {store:?}"));
+                text(&output.stdout)
+            };
+            call(started, &["create", "--start", "a", "img"]);
+            let listed = call(other, &["list"]);
+            assert!(listed.contains("mounted"), "{started}, {other}: {listed}");
+            call(other, &["destroy", "a"]);
+            world.assert_none();
+        }
+    }
+
+    world.actor(&["create", "--start", "a", "img"]);
+    fs::rename(world.sandbox.at("store"), world.sandbox.at("moved")).unwrap();
+    let moved = world.at("moved");
+    let listed = common::run(world.call(&moved, &["list"]));
+    assert!(text(&listed.stdout).contains("mounted"), "{listed:?}");
+    for call in ["stop", "destroy"] {
+        assert_ok(&common::run(world.call(&moved, &[call, "a"])), call);
+    }
+    assert!(mounts_below(world.sandbox.path()).is_empty());
+}
+
+#[test]
+fn nothing_of_the_callers_lies_among_the_actors() {
+    let Some(world) = World::new() else { return };
+    world.actor(&["create", "a", "img"]);
+    symlink(world.actors().join("a"), world.sandbox.at("link")).unwrap();
+    for how in ["--mount", "--upper", "--bundle"] {
+        for place in ["store/actors/a/upper", "link/rootfs/etc", "store/actors/x"] {
+            let args = ["create", how, &world.at(place), "b", "img"];
+            world.refused(&args, "of the store's actors");
+        }
+    }
+    assert_eq!(world.actor(&["list", "-q"]), "a\n");
+}
+
+#[test]
+fn a_tar_that_was_changed_is_not_put_below_what_was_written() {
+    let Some(world) = World::new() else { return };
+    let (tar, tree) = (world.at("image.tar"), world.sandbox.at("tree"));
+    for upper in ["disk", "tmpfs"] {
+        pack(&tree, &world.sandbox.at("image.tar"), &[]);
+        let how = ["create", "--start", "--upper", upper, "a", &tar];
+        let point = PathBuf::from(world.actor(&how).trim_end());
+        fs::write(point.join("written"), "x").unwrap();
+        world.actor(&["stop", "a"]);
+        // The same at another time is the same.
+        let bytes = fs::read(&tar).unwrap();
+        fs::write(&tar, bytes).unwrap();
+        world.actor(&["start", "a"]);
+        world.actor(&["stop", "a"]);
+        fs::write(tree.join(format!("more-{upper}")), "more").unwrap();
+        pack(&tree, &world.sandbox.at("image.tar"), &[]);
+        world.refused(&["start", "a"], "another image than the one on which");
+        assert_eq!(world.state("a"), "stopped");
+        world.actor(&["reset", "a"]);
+        world.actor(&["start", "a"]);
+        assert!(!point.join("written").exists());
+        world.actor(&["destroy", "a"]);
+    }
+    world.assert_none();
+}
+
+#[test]
+fn a_store_may_lie_deep_down() {
+    let Some(world) = World::new() else { return };
+    let deep = world.at(&format!("{}/{}", "d".repeat(150), "e".repeat(200)));
+    fs::create_dir_all(&deep).unwrap();
+    let call = |args: &[&str]| {
+        let output = common::run(world.call(&format!("{deep}/store"), args));
+        assert_ok(&output, &format!("{args:?}"));
+        text(&output.stdout)
+    };
+    let tar = world.at("image.tar");
+    call(&["create", "--start", "a", &tar]);
+    let longest = "i".repeat(128);
+    call(&["fork", "--start", "a", &longest]);
+    let listed = call(&["list"]);
+    assert_eq!(listed.matches("  mounted  ").count(), 2, "{listed}");
+    call(&["stats", &longest]);
+    call(&["destroy", "a", &longest]);
+    assert!(mounts_below(world.sandbox.path()).is_empty());
+}
+
+#[test]
+fn columns_stand_below_each_other() {
+    let Some(world) = World::new() else { return };
+    world.actor(&["create", "a", "img"]);
+    world.actor(&["create", "long-one", "img"]);
+    let listed = world.actor(&["list"]);
+    let at: Vec<_> = listed.lines().map(|l| l.find("created")).collect();
+    assert_eq!(at, [None, at[1], at[1]], "{listed}");
+    assert_eq!(listed.find("STATE"), at[1], "{listed}");
+}
