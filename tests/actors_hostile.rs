@@ -258,6 +258,30 @@ fn a_store_may_lie_deep_down() {
     assert!(mounts_below(world.sandbox.path()).is_empty());
 }
 
+/// Which the kernel does not let him read, but he owns them.
+#[test]
+fn closed_files_of_an_ordinary_user_are_in_his_checkpoints() {
+    let test = "closed_files_of_an_ordinary_user_are_in_his_checkpoints";
+    common::user::with_user(test, |user| {
+        fs::write(user.dir("tree").join("file"), "of the image").unwrap();
+        pack(&user.at("tree"), &user.at("image.tar"), &[]);
+        let said = user.sh(&format!(
+            r#"t() {{ '{}' --store store actor "$@"; }}
+            p=$(t create --start a image.tar)
+            echo kept >"$p/closed"; chmod 0 "$p/closed"
+            mkdir "$p/dir"; echo x >"$p/dir/x"; chmod 0 "$p/dir"
+            t diff -o - a | tar t; t checkpoint --name kept a >digests
+            t stop a; t diff -o - a | tar t; t checkpoint a >>digests
+            p=$(t restore --start b kept)
+            chmod 600 "$p/closed"; cat "$p/closed"
+            t destroy a b; t list -q"#,
+            user.tarnfs().display()
+        ));
+        let tar = "./\nclosed\ndir/\ndir/x\n";
+        assert_eq!(said, format!("{tar}{tar}kept\n"));
+    });
+}
+
 #[test]
 fn columns_stand_below_each_other() {
     let Some(world) = World::new() else { return };

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use serde_json::json;
 use tarnfs::actors::{Actor, Asked, Checkpoint, Id};
 use tarnfs::diff::Pattern;
+use tarnfs::mount::{Rights, rights};
 use tarnfs::store::ImageName;
 
 use super::{actors, again};
@@ -73,7 +74,14 @@ impl WhatArgs {
     }
 }
 
+/// An ordinary user's actor has files that are closed to their owner, as its server let it have
+/// them. To be called while there is one thread.
+fn rights() -> anyhow::Result<Option<Rights>> {
+    Ok(rights::needed().then(Rights::acquire).transpose()?)
+}
+
 pub(super) fn checkpoint(global: &Global, args: &CheckpointArgs) -> anyhow::Result<ExitCode> {
+    let _rights = rights()?;
     let actors = actors(global)?;
     let made = args.what.take(&actors.get(&args.id)?)?;
     let stacked = &made.value;
@@ -159,6 +167,7 @@ pub(crate) struct DiffOfArgs {
 
 pub(super) fn diff(global: &Global, args: &DiffOfArgs) -> anyhow::Result<ExitCode> {
     args.diff.check_terminal()?;
+    let _rights = rights()?;
     let actor = actors(global)?.get(&args.id)?;
     let options = args.diff.options(&actor.image()?, None);
     let took = actor.with_changes(options, |changes| args.diff.write(changes))?;
