@@ -157,11 +157,10 @@ fn places(mount: &MountPoint) -> Vec<PathBuf> {
 
 fn abort(minor: u32, point: &Path) -> Result<(), MountError> {
     match sys::fuse::abort_connection(minor) {
-        // A connection that is gone is aborted enough; without fusectl, detaching has to do.
+        // A connection that is gone is aborted enough; without it, detaching has to do.
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             tracing::warn!(
-                "{}: cannot abort: fusectl is not mounted (mount -t fusectl none \
-                 /sys/fs/fuse/connections), or the connection has ended",
+                "{}: cannot abort: the connection has ended, or fusectl cannot be had",
                 point.display()
             );
             Ok(())

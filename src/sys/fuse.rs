@@ -5,7 +5,7 @@ use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use rustix::fs::{Mode, OFlags};
@@ -268,12 +268,27 @@ pub fn fusermount_unmount(target: &Path, lazy: bool) -> io::Result<()> {
 /// Aborts a connection through fusectl: every request on it, now and later, fails.
 ///
 /// # Errors
-/// `NotFound` when the connection is gone, is another user's, or fusectl is not mounted.
+/// `NotFound` when the connection is gone or another user's, or where fusectl cannot be had.
 pub fn abort_connection(minor: u32) -> io::Result<()> {
-    let path = PathBuf::from("/sys/fs/fuse/connections")
-        .join(minor.to_string())
-        .join("abort");
-    std::fs::write(path, "1")
+    let dir = control(minor)?;
+    let how = OFlags::WRONLY | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(&dir, "abort", how, Mode::empty())?;
+    rustix::io::write(&file, b"1")?;
+    Ok(())
+}
+
+/// The directory of a connection in fusectl; also where that is not mounted, which root can do for
+/// himself.
+fn control(minor: u32) -> io::Result<OwnedFd> {
+    let how = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
+    let name = minor.to_string();
+    let mounted = Path::new("/sys/fs/fuse/connections").join(&name);
+    if let Ok(dir) = rustix::fs::open(mounted, how, Mode::empty()) {
+        return Ok(dir);
+    }
+    let control = create_detached("fusectl", &[], MountAttrs::default(), || Ok(()))
+        .map_err(|_| io::ErrorKind::NotFound)?;
+    Ok(rustix::fs::openat(&control, name, how, Mode::empty())?)
 }
 
 /// How many requests of a connection have not been answered yet, those that the server has not read
@@ -285,21 +300,12 @@ pub struct Waiting {
 }
 
 impl Waiting {
-    /// Of the connection of this number; also where fusectl is not mounted, which root can do for
-    /// himself.
+    /// Of the connection of this number.
     ///
     /// # Errors
-    /// `NotFound` when the connection is gone or another user's; the system's.
+    /// `NotFound` when the connection is gone or another user's, or where fusectl cannot be had.
     pub fn of(minor: u32) -> io::Result<Self> {
-        let how = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
-        let name = minor.to_string();
-        let mounted = Path::new("/sys/fs/fuse/connections").join(&name);
-        if let Ok(dir) = rustix::fs::open(mounted, how, Mode::empty()) {
-            return Ok(Self { dir });
-        }
-        let control = create_detached("fusectl", &[], MountAttrs::default(), || Ok(()))?;
-        let dir = rustix::fs::openat(&control, name, how, Mode::empty())?;
-        Ok(Self { dir })
+        control(minor).map(|dir| Self { dir })
     }
 
     /// The number now.
