@@ -116,6 +116,22 @@ enum Command {
     Man(generate::Man),
 }
 
+/// The command line of the one command that is called all day long: to describe all others takes a
+/// millisecond. What it does not understand, help among it, the whole one does.
+#[derive(Debug, Parser)]
+#[command(name = "tarnfs", disable_help_flag = true)]
+struct Quick {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: QuickCommand,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum QuickCommand {
+    Actor(actor::Args),
+}
+
 /// Runs the command line of this process.
 pub(crate) fn main() -> ExitCode {
     if let Some(status) = hidden() {
@@ -129,6 +145,12 @@ pub(crate) fn main() -> ExitCode {
         return report(anyhow::Error::new(error).context("catching SIGXFSZ"));
     }
     let argv: Vec<_> = std::env::args_os().collect();
+    if argv.get(1).is_some_and(|word| word == "actor")
+        && let Ok(quick) = Quick::try_parse_from(&argv)
+    {
+        let QuickCommand::Actor(args) = quick.command;
+        return run(&quick.global, Command::Actor(args)).unwrap_or_else(report);
+    }
     let mut commands = Cli::command();
     if let Some(argv) = helper::invocation(&commands, &argv) {
         return helper::main(argv);
