@@ -188,17 +188,16 @@ fn writes_go_to_the_upper_and_a_private_one_goes() {
     let out = room.run(&[], "echo x > /x");
     assert!(out.status.success());
     let left = || {
-        let actors = std::fs::read_dir(room.path("store/actors")).unwrap();
-        actors
-            .filter(|e| {
-                !e.as_ref()
-                    .unwrap()
-                    .file_name()
-                    .to_str()
-                    .unwrap()
-                    .starts_with('.')
-            })
-            .count()
+        let runs = std::fs::read_dir(room.path("store/runs")).unwrap();
+        runs.filter(|e| {
+            !e.as_ref()
+                .unwrap()
+                .file_name()
+                .to_str()
+                .unwrap()
+                .starts_with('.')
+        })
+        .count()
     };
     assert_eq!(left(), 0);
     let out = room.run(&["--keep"], "echo x > /x");
@@ -280,9 +279,7 @@ fn nothing_outlives_a_killed_run_and_the_next_one_sweeps() {
         "{mounts}"
     );
     assert!(room.run(&[], "exit 0").status.success());
-    let left = std::fs::read_dir(room.path("store/actors"))
-        .unwrap()
-        .count();
+    let left = std::fs::read_dir(room.path("store/runs")).unwrap().count();
     assert_eq!(left, 1, "only the lock");
 }
 
