@@ -555,8 +555,8 @@ fn an_actor_runs_on_the_kernel_engine() {
         said.contains("kernel engine: the upper was written"),
         "{said}"
     );
-    let actors = fs::read_dir(world.sandbox.at("store/actors")).unwrap();
-    let left = actors.filter(|e| {
+    let runs = fs::read_dir(world.sandbox.at("store/runs")).unwrap();
+    let left = runs.filter(|e| {
         !e.as_ref()
             .unwrap()
             .file_name()
