@@ -393,15 +393,6 @@ impl Walk<'_, '_> {
         mut xattrs: Vec<Xattr>,
         data: Data<'_>,
     ) -> Result<(), DiffError> {
-        let kind = match attr.kind {
-            Kind::File => EntryType::Regular,
-            Kind::Dir => EntryType::Directory,
-            Kind::Symlink => EntryType::Symlink,
-            Kind::Char => EntryType::Char,
-            Kind::Block => EntryType::Block,
-            Kind::Fifo => EntryType::Fifo,
-            Kind::Socket => return Err(DiffError::changed(&self.path)),
-        };
         self.set_name(attr.kind == Kind::Dir)?;
         if xattrs.len() > 1 {
             xattrs.sort_unstable();
@@ -425,23 +416,13 @@ impl Walk<'_, '_> {
             true => map.text(attr.size),
             false => Vec::new(),
         };
+        let plain = Entry::of(&self.name, attr).ok_or_else(|| DiffError::changed(&self.path))?;
         let entry = Entry {
-            name: &self.name,
-            kind,
             target,
-            perm: attr.perm,
-            uid: attr.uid,
-            gid: attr.gid,
-            mtime: attr.mtime,
             size: lead.len() as u64 + map.stored(),
-            device: match attr.kind {
-                Kind::Char | Kind::Block => {
-                    (rustix::fs::major(attr.rdev), rustix::fs::minor(attr.rdev))
-                }
-                _ => (0, 0),
-            },
             xattrs: &xattrs,
             sparse: sparse.then_some(attr.size),
+            ..plain
         };
         let mut place = self.place(lead.len() as u64);
         // gVisor takes no global header, which stands before attributes as long as these.

@@ -6,7 +6,6 @@ use std::sync::OnceLock;
 
 use super::walk::{Done, Walk};
 use super::{Changes, DiffError, Format, OnProgress, Options, Written};
-use crate::inode::Time;
 use crate::pack::OutputError;
 use crate::pack::header::{BLOCK, Entry, EntryType, Place};
 use crate::pack::output::NewFile;
@@ -70,19 +69,7 @@ pub(super) fn put(
 
 /// Puts the header of one of the two in.
 fn member(sink: &mut Sink<'_>, name: &str, size: u64, align: u64) -> Result<(), DiffError> {
-    let entry = Entry {
-        name: name.as_bytes(),
-        kind: EntryType::Regular,
-        target: b"",
-        perm: 0o600,
-        uid: 0,
-        gid: 0,
-        mtime: Time::default(),
-        size,
-        device: (0, 0),
-        xattrs: &[],
-        sparse: None,
-    };
+    let entry = Entry::plain(name.as_bytes(), EntryType::Regular, 0o600, size);
     let place = Place {
         at: sink.len(),
         align,

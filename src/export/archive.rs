@@ -4,7 +4,6 @@ use std::io::Write;
 
 use super::document::{self, Documents, MARK};
 use super::{ExportError, Layer, Meter, copy};
-use crate::inode::Time;
 use crate::pack::TOO_LONG;
 use crate::pack::header::{BLOCK, Entry, EntryType, Place};
 use crate::pack::sink::{Out, Sink};
@@ -47,22 +46,11 @@ pub(super) fn write(
 }
 
 fn header(out: &mut Sink<'_>, name: &str, kind: EntryType, size: u64) -> Result<(), ExportError> {
-    let entry = Entry {
-        name: name.as_bytes(),
-        kind,
-        target: b"",
-        perm: match kind {
-            EntryType::Directory => 0o755,
-            _ => 0o644,
-        },
-        uid: 0,
-        gid: 0,
-        mtime: Time::default(),
-        size,
-        device: (0, 0),
-        xattrs: &[],
-        sparse: None,
+    let perm = match kind {
+        EntryType::Directory => 0o755,
+        _ => 0o644,
     };
+    let entry = Entry::plain(name.as_bytes(), kind, perm, size);
     let place = Place {
         at: out.len(),
         align: BLOCK,

@@ -19,7 +19,7 @@ use std::path::Path;
 use crate::digest::Digest;
 use crate::inode::Kind;
 use crate::lower::{Lower, LowerError, Nid, Step};
-use crate::pack::header::{BLOCK, Entry, EntryType, Place};
+use crate::pack::header::{BLOCK, Entry, Place};
 use crate::pack::output::NewFile;
 use crate::pack::sink::{Hashing, NoMore, Out, Sink};
 use crate::pack::sparse::Map;
@@ -187,15 +187,6 @@ impl Writer<'_> {
             }
             self.first.insert(nid, path.into());
         }
-        let kind = match kind {
-            Kind::File => EntryType::Regular,
-            Kind::Dir => EntryType::Directory,
-            Kind::Symlink => EntryType::Symlink,
-            Kind::Char => EntryType::Char,
-            Kind::Block => EntryType::Block,
-            Kind::Fifo => EntryType::Fifo,
-            Kind::Socket => return Err(bad(NO_SOCKETS)),
-        };
         let dir_name = match (attr.kind, path) {
             (Kind::Dir, b"") => b"./".to_vec(),
             (Kind::Dir, path) => [path, b"/"].concat(),
@@ -216,23 +207,13 @@ impl Writer<'_> {
             Vec::new()
         };
         let xattrs = self.lower.xattrs(nid)?;
+        let name = if dir_name.is_empty() { path } else { &dir_name };
         let entry = Entry {
-            name: if dir_name.is_empty() { path } else { &dir_name },
-            kind,
             target: &target,
-            perm: attr.perm,
-            uid: attr.uid,
-            gid: attr.gid,
-            mtime: attr.mtime,
             size: lead.len() as u64 + map.stored(),
-            device: match attr.kind {
-                Kind::Char | Kind::Block => {
-                    (rustix::fs::major(attr.rdev), rustix::fs::minor(attr.rdev))
-                }
-                _ => (0, 0),
-            },
             xattrs: &xattrs,
             sparse: sparse.then_some(attr.size),
+            ..Entry::of(name, &attr).ok_or_else(|| bad(NO_SOCKETS))?
         };
         let mut place = self.place(lead.len() as u64);
         if map.runs().is_empty() {

@@ -8,7 +8,7 @@
 pub(crate) use ::tar::EntryType;
 use ::tar::Header;
 
-use crate::inode::{Attr, Time, Xattr};
+use crate::inode::{Attr, Kind, Time, Xattr};
 
 use super::acl;
 
@@ -62,16 +62,55 @@ pub(crate) struct Place {
 pub(crate) struct TooLong;
 
 impl<'a> Entry<'a> {
+    /// A file or directory of nobody in particular, without time or attributes.
+    pub(crate) fn plain(name: &'a [u8], kind: EntryType, perm: u16, size: u64) -> Self {
+        Self {
+            name,
+            kind,
+            target: b"",
+            perm,
+            uid: 0,
+            gid: 0,
+            mtime: Time::default(),
+            size,
+            device: (0, 0),
+            xattrs: &[],
+            sparse: None,
+        }
+    }
+
+    /// What `attr` says of an inode, but for its data; `None` for a socket, which no tar can hold.
+    pub(crate) fn of(name: &'a [u8], attr: &Attr) -> Option<Self> {
+        let kind = match attr.kind {
+            Kind::File => EntryType::Regular,
+            Kind::Dir => EntryType::Directory,
+            Kind::Symlink => EntryType::Symlink,
+            Kind::Char => EntryType::Char,
+            Kind::Block => EntryType::Block,
+            Kind::Fifo => EntryType::Fifo,
+            Kind::Socket => return None,
+        };
+        let device = match attr.kind {
+            Kind::Char | Kind::Block => {
+                (rustix::fs::major(attr.rdev), rustix::fs::minor(attr.rdev))
+            }
+            _ => (0, 0),
+        };
+        Some(Self {
+            uid: attr.uid,
+            gid: attr.gid,
+            mtime: attr.mtime,
+            device,
+            ..Self::plain(name, kind, attr.perm, 0)
+        })
+    }
+
     /// A further name of an inode, its target yet to be given: what its header says of the inode
     /// is moot, since the first name's has said it, and stands there only as far as ustar can say
     /// it.
     pub(crate) fn link(path: &'a [u8], attr: &Attr) -> Self {
         let id = |id: u32| if id > ID_MAX { 0 } else { id };
         Self {
-            name: path,
-            kind: EntryType::Link,
-            target: b"",
-            perm: attr.perm,
             uid: id(attr.uid),
             gid: id(attr.gid),
             mtime: Time {
@@ -81,10 +120,7 @@ impl<'a> Entry<'a> {
                 },
                 nsec: 0,
             },
-            size: 0,
-            device: (0, 0),
-            xattrs: &[],
-            sparse: None,
+            ..Self::plain(path, EntryType::Link, attr.perm, 0)
         }
     }
 
