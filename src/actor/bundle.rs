@@ -27,7 +27,7 @@ use super::{ActorError, inroot, mounts, run, users};
 use crate::mount::{How, MountError, find_mount, remove_private, unmount};
 use crate::upper::overlayfs_has;
 
-pub use rootfs::{equip, forget, make_rootfs};
+pub use rootfs::{equip, forget, make_rootfs, refuse_link};
 
 const RECORD: &str = "tarnfs-bundle.json";
 

@@ -63,7 +63,7 @@ impl Actor {
     where
         E: From<Error>,
     {
-        options.squash = super::server::squash();
+        options.squash = overlay::Options::squash_to_user();
         let seen = state::look(&self.place)?;
         match seen.state {
             State::Mounted | State::Detached => {
@@ -101,7 +101,7 @@ impl Actor {
     /// What a server that was killed had begun is finished.
     fn settled(&self, lower: Lower, upper: Upper) -> Result<Overlay, Error> {
         let options = overlay::Options {
-            squash: super::server::squash(),
+            squash: overlay::Options::squash_to_user(),
             ..overlay::Options::default()
         };
         Ok(Overlay::with_upper(lower, upper, options)?)

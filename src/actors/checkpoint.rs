@@ -10,6 +10,7 @@ use crate::digest::Digest;
 use crate::import::Watch;
 use crate::stack::{self, Note, Stacked};
 use crate::store::{OnProgress, Source};
+use crate::sys::clock::since_epoch;
 
 /// A checkpoint that was made.
 pub type Checkpoint = Took<Stacked<Written>>;
@@ -82,7 +83,7 @@ fn note(of: &Actor) -> Note {
     Note {
         id: of.id().to_string(),
         comment: None,
-        created: super::now(),
+        created: since_epoch().as_secs(),
     }
 }
 

@@ -5,8 +5,10 @@ use std::path::{Path, PathBuf};
 use super::place::{self, Place};
 use super::record::{FORMAT, ImageRef, InBundle, Make, Record, UpperKind};
 use super::{Actor, Actors, Error, Id};
+use crate::actor::bundle;
 use crate::mount::find_mount;
 use crate::store::Image;
+use crate::sys::clock::since_epoch;
 
 impl Actors {
     /// Makes the actor `id` on `image`, which `make` names; one that is there already and is to be
@@ -30,7 +32,7 @@ impl Actors {
         let record = Record {
             format: FORMAT,
             id: id.clone(),
-            created: super::now(),
+            created: since_epoch().as_secs(),
             make,
         };
         loop {
@@ -88,30 +90,12 @@ fn check(make: &Make) -> Result<(), Error> {
         return refused("a bundle's mount point is its rootfs: give one of the two".to_owned());
     }
     if let Some(InBundle { dir, .. }) = &make.bundle {
-        for path in [dir, &dir.join("rootfs")] {
-            if is_link(path) {
-                let path = path.display();
-                return refused(format!(
-                    "{path}: is a symbolic link; give the directory itself"
-                ));
-            }
-        }
+        bundle::refuse_link(dir)?;
+        bundle::refuse_link(&dir.join("rootfs"))?;
     }
     if let Some(point) = &make.point {
-        if is_link(point) {
-            let path = point.display();
-            return refused(format!(
-                "{path}: is a symbolic link; give the directory itself"
-            ));
-        }
-        let found = find_mount(point).map_err(Error::path("cannot look for a mount at", point))?;
-        if let Some(found) = found {
-            return refused(format!(
-                "{}: in use as a mount point ({}); give another",
-                point.display(),
-                found.fs_type
-            ));
-        }
+        bundle::refuse_link(point)?;
+        check_free(point, "give another")?;
         if !point.is_dir() && point.exists() {
             return refused(format!("{}: not a directory", point.display()));
         }
@@ -137,7 +121,15 @@ fn real(path: &Path) -> PathBuf {
         .unwrap_or_else(|| path.to_owned())
 }
 
-fn is_link(path: &Path) -> bool {
-    path.symlink_metadata()
-        .is_ok_and(|found| found.is_symlink())
+/// Refuses a mount point on which something is mounted; `advice` says what to do.
+pub(super) fn check_free(point: &Path, advice: &str) -> Result<(), Error> {
+    let found = find_mount(point).map_err(Error::path("cannot look for a mount at", point))?;
+    match found {
+        None => Ok(()),
+        Some(found) => Err(Error::Refused(format!(
+            "{}: in use as a mount point ({}); {advice}",
+            point.display(),
+            found.fs_type
+        ))),
+    }
 }

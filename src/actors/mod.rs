@@ -39,7 +39,6 @@ pub use stop::Stop;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::actor::bundle;
 use crate::store::{Image, Store};
@@ -243,11 +242,4 @@ impl Actor {
             .lock(self.id(), until)?
             .ok_or_else(|| Error::Unknown(self.id().clone()))
     }
-}
-
-/// Seconds since the epoch.
-fn now() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |t| t.as_secs())
 }

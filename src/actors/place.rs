@@ -20,7 +20,7 @@ use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with};
 use rustix::io::{Errno, retry_on_intr};
@@ -31,6 +31,7 @@ use super::record::{FORMAT, ImageRef, Record, UpperKind};
 use super::stop::Stop;
 use super::{Error, Id};
 use crate::mount::remove_private;
+use crate::sys::clock::since_epoch;
 use crate::sys::mount::mounts;
 
 const NEW: &str = ".new-";
@@ -199,7 +200,9 @@ impl Place {
         };
         let path = self.record();
         let text = match fs::metadata(&path).map(|found| found.len()) {
-            Ok(len) if len <= RECORD_MAX => fs::read(&path).map_err(Error::path("read", &path))?,
+            Ok(len) if len <= RECORD_MAX => {
+                fs::read(&path).map_err(Error::path("cannot read", &path))?
+            }
             Ok(len) => return Err(damaged(format!("it has {len} bytes"))),
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 return match fs::symlink_metadata(&self.dir) {
@@ -311,9 +314,7 @@ impl Place {
     pub(super) fn remove(&self) -> Result<(), Error> {
         let failed = || Error::path("cannot remove", &self.dir);
         self.check_unmounted(&self.dir)?;
-        let nanos = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |t| t.as_nanos());
+        let nanos = since_epoch().as_nanos();
         let name = format!("{GONE}{}-{nanos}", std::process::id());
         let gone = self.actors.join(name);
         match fs::rename(&self.dir, &gone) {

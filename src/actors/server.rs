@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::create::check_free;
 use super::place::{self, Locked};
 use super::record::{ImageRef, UpperKind};
 use super::state::{self, Serves, State};
@@ -139,15 +140,7 @@ impl Actor {
                 .create(&point)
                 .map_err(Error::path("cannot make", &point))?;
         }
-        if let Some(found) =
-            find_mount(&point).map_err(Error::path("cannot look for a mount at", &point))?
-        {
-            return Err(Error::Refused(format!(
-                "{}: in use as a mount point ({}); unmount that first",
-                point.display(),
-                found.fs_type
-            )));
-        }
+        check_free(&point, "unmount that first")?;
         Ok(check_point(&point, own)?)
     }
 
@@ -175,7 +168,7 @@ impl Actor {
                 bytes: make.size,
                 inodes: make.inodes,
             }),
-            squash: squash(),
+            squash: overlay::Options::squash_to_user(),
             ..overlay::Options::default()
         };
         Ok(Overlay::with_upper(lower, opened, options)?)
@@ -202,12 +195,6 @@ impl Actor {
         };
         options
     }
-}
-
-/// Whose the image's files are, where the server cannot chown.
-pub(super) fn squash() -> Option<(u32, u32)> {
-    let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
-    (!uid.is_root()).then(|| (uid.as_raw(), gid.as_raw()))
 }
 
 impl Serving {

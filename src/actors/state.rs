@@ -16,6 +16,7 @@ use super::Error;
 use super::place::Place;
 use crate::digest::Digest;
 use crate::mount::FS_TYPE;
+use crate::sys::clock::since_epoch;
 use crate::sys::mount::{MountPoint, mounts};
 
 /// What fsconfig(2) takes of a text (`fs/fsopen.c`: strndup_user() of 256, with its end).
@@ -178,7 +179,7 @@ impl Serves {
         let failed = || Error::path("cannot write", &path);
         let record = ServerRecord {
             pid: std::process::id(),
-            started: super::now(),
+            started: since_epoch().as_secs(),
             ended: None,
         };
         let mut temp = tempfile::NamedTempFile::new_in(&place.dir).map_err(failed())?;
@@ -195,7 +196,7 @@ impl Serves {
     /// Notes that all that was written is in the upper. The lock goes with the process, so that who
     /// waits for its end finds none of it.
     pub(super) fn ended(mut self) {
-        self.record.ended = Some(super::now());
+        self.record.ended = Some(since_epoch().as_secs());
         // In the file itself, which is the one that is locked. Tidiness: who reads half of it knows
         // no more than that a server was there.
         if let Ok(mut file) = File::options().write(true).open(&self.path) {

@@ -1,11 +1,13 @@
 //! The end of an actor's mount.
 
-use std::path::Path;
+use std::fs::File;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 
 use super::holders;
+use super::locker::Locker;
 use super::place::{Locked, Until};
 use super::state::{self, Seen, State};
 use super::{Actor, Error};
@@ -55,7 +57,7 @@ impl Actor {
             State::Created | State::Stopped => Ok(()),
             State::Stale => self.clear_stale(&seen),
             State::Mounted => self.unmount(&seen, how),
-            State::Detached => self.wait_for_end(&seen, how),
+            State::Detached => self.wait_for_end(how),
         }
     }
 
@@ -74,7 +76,7 @@ impl Actor {
         if how.lazy {
             return Ok(());
         }
-        self.wait_for_end(seen, how)
+        self.wait_for_end(how)
     }
 
     fn unmount_one(&self, mount: &MountPoint, how: Stop) -> Result<(), Error> {
@@ -109,14 +111,12 @@ impl Actor {
         }
     }
 
-    fn wait_for_end(&self, seen: &Seen, how: Stop) -> Result<(), Error> {
+    fn wait_for_end(&self, how: Stop) -> Result<(), Error> {
         if how.lazy {
             return Ok(());
         }
-        if how.force
-            && let Some(server) = &seen.server
-        {
-            self.urge(server.pid);
+        if how.force {
+            self.urge();
         }
         match state::wait(&self.place, how.wait) {
             true => Ok(()),
@@ -133,20 +133,18 @@ impl Actor {
 
     /// Has the server end though its mount is used: by its own means, of which the second signal
     /// is to cut its users off, else by force.
-    fn urge(&self, pid: u32) {
+    fn urge(&self) {
         let until = Instant::now() + URGED;
         while !state::wait(&self.place, BETWEEN) {
             let signal = match Instant::now() < until {
                 true => Signal::TERM,
                 false => Signal::KILL,
             };
-            // It is locked by that process, unless it is one of another PID namespace.
-            let name = std::fs::read_to_string(format!("/proc/{pid}/comm"));
-            let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
-            let (Ok("tarnfs\n"), Some(pid)) = (name.as_deref(), pid) else {
+            let server = File::open(self.place.server()).ok();
+            let Some(server) = server.and_then(|file| Locker::of(&file)) else {
                 return;
             };
-            if kill_process(pid, signal).is_err() || signal == Signal::KILL {
+            if server.signal(signal).is_err() || signal == Signal::KILL {
                 return;
             }
         }
@@ -154,7 +152,7 @@ impl Actor {
 }
 
 /// What is mounted on top of `mount` or below it, the innermost first.
-fn below(mount: &MountPoint) -> Result<Vec<std::path::PathBuf>, Error> {
+fn below(mount: &MountPoint) -> Result<Vec<PathBuf>, Error> {
     let all = mounts().map_err(Error::path("cannot read", "/proc/self/mountinfo"))?;
     let mut inside = vec![mount.id];
     let mut paths = Vec::new();

@@ -111,10 +111,7 @@ pub(crate) fn run(global: &Global, args: Args) -> anyhow::Result<ExitCode> {
         error => error.into(),
     });
     let opened = opened?;
-    let squash = (!rustix::process::geteuid().is_root()).then(|| {
-        let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
-        (uid.as_raw(), gid.as_raw())
-    });
+    let squash = overlay::Options::squash_to_user();
     let checked = check_image(&lower, opened.root(), opened.marks());
     let checked = checked.with_context(|| args.upper.display().to_string());
     let result = checked.and_then(|()| {

@@ -2,11 +2,11 @@
 
 use std::io::Write;
 use std::process::ExitCode;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use indicatif::HumanBytes;
 use serde_json::{Value, json};
 use tarnfs::store::{ImageName, Listed, StoreError};
+use tarnfs::sys::clock::since_epoch;
 
 use super::{Global, image, print};
 
@@ -86,10 +86,7 @@ fn table(images: &[Listed], out: &mut dyn Write) -> std::io::Result<()> {
 
 /// A time of the past, in words.
 fn ago(seconds: u64) -> String {
-    let now = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |t| t.as_secs());
-    match now.saturating_sub(seconds) {
+    match since_epoch().as_secs().saturating_sub(seconds) {
         0..60 => "now".to_owned(),
         s @ 60..7200 => format!("{} minutes ago", s / 60),
         s @ 7200..172_800 => format!("{} hours ago", s / 3600),

@@ -377,19 +377,13 @@ fn check_outside(image: &Path, dirs: &[&Path]) -> anyhow::Result<()> {
 
 /// The filesystem to serve, and what must live as long as its mount.
 fn open_overlay(plan: &Plan, lower: Lower) -> anyhow::Result<(Overlay, Option<Scratch>)> {
-    let mut options = overlay::Options {
-        // Nobody finds a private upper again after a crash.
+    let options = overlay::Options {
         quota: plan.quota,
+        squash: overlay::Options::squash_to_user(),
+        // Nobody finds a private upper again after a crash.
         volatile: plan.options.volatile || !matches!(plan.writes, Writes::Kept { .. }),
         ..overlay::Options::default()
     };
-    if !rustix::process::geteuid().is_root() {
-        // A server that cannot chown shows the image as `tar -x` by the same user leaves it.
-        options.squash = Some((
-            rustix::process::geteuid().as_raw(),
-            rustix::process::getegid().as_raw(),
-        ));
-    }
     let (upper, scratch) = match &plan.writes {
         Writes::Refused => return Ok((Overlay::read_only(lower), None)),
         Writes::Kept { upper, work } => {

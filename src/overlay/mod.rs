@@ -81,6 +81,16 @@ pub struct Options {
     pub quota: Option<Quota>,
 }
 
+impl Options {
+    /// [`Self::squash`] for a server of the user of this process: none for root. An ordinary user
+    /// is shown the image as `tar -x` leaves it to him.
+    #[must_use]
+    pub fn squash_to_user() -> Option<(u32, u32)> {
+        let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
+        (!uid.is_root()).then(|| (uid.as_raw(), gid.as_raw()))
+    }
+}
+
 /// The copy-on-write filesystem. All methods take `&self` and may be called from many threads.
 #[derive(Debug)]
 pub struct Overlay {

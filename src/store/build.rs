@@ -5,13 +5,13 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::blob::Blob;
 use crate::digest::Digest;
 use crate::erofs::reader::{Bytes, Reader};
 use crate::erofs::writer::WriteError;
 use crate::index::{self, Flat, IndexError, LayerBlob};
+use crate::sys::clock::since_epoch;
 use crate::sys::map::Map;
 
 use super::layout::{FORMAT, INDEX, RECORD, SIDE, USED};
@@ -83,7 +83,7 @@ pub(super) fn entry(
         tarnfs: env!("CARGO_PKG_VERSION").to_owned(),
         digest: None,
         aliases: Vec::new(),
-        created: now(),
+        created: since_epoch().as_secs(),
         source: Source::Tar {
             path: tar.path.to_string_lossy().into_owned(),
             identity: tar.identity,
@@ -95,13 +95,6 @@ pub(super) fn entry(
         blobs,
     };
     write_records(temp, &record).map_err(fail)
-}
-
-/// Seconds since the epoch.
-pub(super) fn now() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |t| t.as_secs())
 }
 
 /// What is recorded of the finished index.

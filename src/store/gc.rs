@@ -9,7 +9,6 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use super::build::now;
 use super::hold::{self, Free};
 use super::images::{layers_of, used};
 use super::layout::{USED, allocated, entry_allocated, list};
@@ -19,6 +18,7 @@ use super::remove::{Gone, Needed};
 use super::tar::TarIdentity;
 use super::{Store, StoreError, blob};
 use crate::digest::Digest;
+use crate::sys::clock::since_epoch;
 
 /// How much there may be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -407,7 +407,7 @@ fn young(path: &Path, min_age: Duration) -> Option<String> {
 }
 
 fn since(time: Duration) -> String {
-    words(now().saturating_sub(time.as_secs()))
+    words(since_epoch().saturating_sub(time).as_secs())
 }
 
 fn words(seconds: u64) -> String {

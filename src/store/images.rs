@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::blob::Blob;
-use super::build::{self, counts, create, index_record, now, write_records};
+use super::build::{self, counts, create, index_record, write_records};
 use super::image::{self, Image};
 use super::layout::{
     CONFIG, FORMAT, INDEX, RECORD, SIDE, USED, allocated, entry_allocated, list, name_of,
@@ -18,6 +18,7 @@ use super::record::{BlobPlace, BlobRecord, ImageJson, LayerRecord, Source};
 use super::{ImageName, OnProgress, Store, StoreError, publish};
 use crate::digest::{Digest, Hasher};
 use crate::index::Flat;
+use crate::sys::clock::since_epoch;
 
 /// The shortest part of a digest that is looked for.
 const PREFIX_MIN: usize = 4;
@@ -115,7 +116,7 @@ impl Store {
                 tarnfs: env!("CARGO_PKG_VERSION").to_owned(),
                 digest: Some(new.digest),
                 aliases: new.aliases.clone(),
-                created: now(),
+                created: since_epoch().as_secs(),
                 source: new.source.clone(),
                 config: new.config.clone(),
                 layers: new.layers.iter().map(|blob| record_of(blob)).collect(),

@@ -9,7 +9,6 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::{Errno, retry_on_intr};
@@ -18,6 +17,7 @@ use super::hold::is_at;
 use super::links::is_gone;
 use super::publish::{remove, with_suffix};
 use super::{OnProgress, Progress, StoreError};
+use crate::sys::clock::since_epoch;
 
 /// How the names of those begin that are only to be removed.
 const REMOVED: &str = "removed";
@@ -112,9 +112,7 @@ pub(super) fn removed(store: &Path) -> PathBuf {
 fn fresh_key(what: &str) -> String {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let n = COUNT.fetch_add(1, Ordering::Relaxed);
-    let nanos = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |t| t.as_nanos());
+    let nanos = since_epoch().as_nanos();
     format!("{what}-{}-{n}-{nanos}", std::process::id())
 }
 

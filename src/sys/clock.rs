@@ -1,8 +1,16 @@
-//! What the processors have done.
+//! What time it is, and what the processors have done.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::time::{ClockId, Timespec, clock_gettime};
+
+/// The time since the epoch; none for a clock that is set before it.
+#[must_use]
+pub fn since_epoch() -> Duration {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+}
 
 /// The processor time that the calling thread has taken so far.
 #[must_use]

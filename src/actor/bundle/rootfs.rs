@@ -24,17 +24,8 @@ const CONFIG_MAX: u64 = 16 << 20;
 /// [`ActorError::Refused`]: `dir` or its rootfs is a symbolic link, or it holds something else; the
 /// system's.
 pub fn make_rootfs(dir: &Path, record: &Record) -> Result<(), ActorError> {
-    for path in [dir, &dir.join(ROOTFS)] {
-        if path
-            .symlink_metadata()
-            .is_ok_and(|found| found.is_symlink())
-        {
-            return Err(ActorError::Refused(format!(
-                "{}: is a symbolic link; give the directory itself",
-                path.display()
-            )));
-        }
-    }
+    refuse_link(dir)?;
+    refuse_link(&dir.join(ROOTFS))?;
     if !is_others(dir) {
         Bundle::prepare(dir, record.clone())?;
         return Ok(());
@@ -44,6 +35,20 @@ pub fn make_rootfs(dir: &Path, record: &Record) -> Result<(), ActorError> {
         Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
             Err(ActorError::path("cannot make", rootfs)(e))
         }
+        _ => Ok(()),
+    }
+}
+
+/// Refuses a symbolic link where a directory is to be mounted on or written to.
+///
+/// # Errors
+/// [`ActorError::Refused`].
+pub fn refuse_link(path: &Path) -> Result<(), ActorError> {
+    match path.symlink_metadata() {
+        Ok(found) if found.is_symlink() => Err(ActorError::Refused(format!(
+            "{}: is a symbolic link; give the directory itself",
+            path.display()
+        ))),
         _ => Ok(()),
     }
 }

@@ -199,34 +199,33 @@ async fn accept_control(listener: Option<UnixListener>, control: &Arc<dyn Contro
 }
 
 async fn accept_metrics(endpoint: Option<Endpoint>, control: &Arc<dyn Control>) {
-    let places = Places::new();
     match endpoint {
         None => std::future::pending().await,
         Some(Endpoint::Unix(listener)) => {
             let Some(listener) = usable(net::UnixListener::from_std(listener).map(Some)) else {
                 return std::future::pending().await;
             };
-            loop {
-                match listener.accept().await {
-                    Ok((stream, _)) => {
-                        places.answer(stream, |s| http::answer(s, Arc::clone(control)));
-                    }
-                    Err(error) => rest(&error).await,
-                }
-            }
+            tell_all(async || Ok(listener.accept().await?.0), control).await;
         }
         Some(Endpoint::Tcp(listener)) => {
             let Some(listener) = usable(net::TcpListener::from_std(listener).map(Some)) else {
                 return std::future::pending().await;
             };
-            loop {
-                match listener.accept().await {
-                    Ok((stream, _)) => {
-                        places.answer(stream, |s| http::answer(s, Arc::clone(control)));
-                    }
-                    Err(error) => rest(&error).await,
-                }
-            }
+            tell_all(async || Ok(listener.accept().await?.0), control).await;
+        }
+    }
+}
+
+/// Answers all who come, over whatever they come.
+async fn tell_all<S>(accept: impl AsyncFn() -> io::Result<S>, control: &Arc<dyn Control>)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let places = Places::new();
+    loop {
+        match accept().await {
+            Ok(stream) => places.answer(stream, |s| http::answer(s, Arc::clone(control))),
+            Err(error) => rest(&error).await,
         }
     }
 }
