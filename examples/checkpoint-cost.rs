@@ -11,7 +11,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use tarnfs::index::Flattening;
-use tarnfs::stack::{Note, Stacked, add_layer};
+use tarnfs::stack::{NewLayer, Note, Stacked, add_layer};
 use tarnfs::store::Store;
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
@@ -63,7 +63,7 @@ fn main() -> Result<(), Failure> {
             ..Note::default()
         };
         let start = Instant::now();
-        let write = |out: &mut (dyn Write + Send)| layer(out, n);
+        let write = |out: &mut NewLayer| layer(out, n);
         let made: Stacked<()> = add_layer(&store, &top, &note, write, &mut |_| ())?;
         let whole = start.elapsed();
         top = made.digest;

@@ -15,6 +15,7 @@ mod stored;
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -25,7 +26,7 @@ use common::{Sandbox, assert_ok, can_mount, has, ok, run, text};
 use serde_json::Value;
 use stored::{content, damage, layer, tarnfs, tarnfs_ok};
 use tarnfs::digest::Digest;
-use tarnfs::stack::{Note, add_layer};
+use tarnfs::stack::{NewLayer, Note, add_layer};
 use tarnfs::store::Store;
 
 /// A store with an image `base` of two layers, and a checkpoint on a checkpoint of it, `top`.
@@ -41,7 +42,7 @@ fn add(store: &Path, base: &Digest, id: &str, tar: &[u8]) -> Digest {
         comment: None,
         created: 1_700_000_000,
     };
-    let write = |out: &mut (dyn std::io::Write + Send)| out.write_all(tar);
+    let write = |out: &mut NewLayer| out.write_all(tar);
     let made = add_layer(&Store::open(store), base, &note, write, &mut |_| ()).unwrap();
     made.digest
 }

@@ -16,6 +16,7 @@ mod kernel;
 mod stored;
 
 use std::fs;
+use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
@@ -25,7 +26,7 @@ use common::{Sandbox, can_mount, text};
 use serde_json::Value;
 use stored::{content, layer, tarnfs, tarnfs_ok};
 use tarnfs::digest::Digest;
-use tarnfs::stack::{Note, add_layer};
+use tarnfs::stack::{NewLayer, Note, add_layer};
 use tarnfs::store::Store;
 
 /// Layers of a chain: each changes what all have, adds, and removes what the one before has added.
@@ -60,7 +61,7 @@ fn chain(sandbox: &Sandbox, len: usize) -> Vec<Digest> {
             created: 1,
         };
         let tar = step(n);
-        let write = |out: &mut (dyn std::io::Write + Send)| out.write_all(&tar);
+        let write = |out: &mut NewLayer| out.write_all(&tar);
         let made = add_layer(&store, all.last().unwrap(), &note, write, &mut |_| ()).unwrap();
         all.push(made.digest);
     }

@@ -5,12 +5,18 @@ use std::sync::Arc;
 
 use super::record::{ImageRef, Make, UpperKind};
 use super::{Actor, Actors, Error, Id, Took};
-use crate::diff::{self, Format, Options, Pattern, Written};
+use crate::diff::{self, DiffError, Format, Options, Pattern, Written};
 use crate::digest::Digest;
 use crate::import::Watch;
+use crate::pack::Align;
 use crate::stack::{self, Note, Stacked};
 use crate::store::{OnProgress, Source};
 use crate::sys::clock::since_epoch;
+
+/// Where the data of large files begin in a layer, so that filesystems can share their blocks with
+/// the upper; and from how many bytes on a file is large.
+const ALIGN: Align = Align::PAGE;
+const LARGE: u64 = 256 << 10;
 
 /// A checkpoint that was made.
 pub type Checkpoint = Took<Stacked<Written>>;
@@ -53,6 +59,9 @@ impl Actor {
         let options = Options {
             format: Format::Oci,
             exclude: asked.exclude,
+            align: ALIGN,
+            align_from: LARGE,
+            digest: true,
             side_blobs: image.side_blobs(),
             ..Options::default()
         };
@@ -62,11 +71,18 @@ impl Actor {
             store,
             &base,
             &note,
-            |out| {
+            |layer| {
                 let took = self.with_changes_locked(&locked, lower, options, |changes| {
-                    changes.write(out, progress).map_err(Error::from)
+                    let written = changes.write_into(layer.file(), progress);
+                    written.map_err(|error| match error {
+                        DiffError::Write(error) => DiffError::Write(layer.refused(error)).into(),
+                        other => Error::from(other),
+                    })
                 })?;
                 frozen = took.frozen;
+                if let Some(digest) = took.value.digest {
+                    layer.wrote(took.value.len, digest);
+                }
                 Ok::<_, Error>(took.value)
             },
             asked.store,

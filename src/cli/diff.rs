@@ -65,6 +65,10 @@ pub(crate) struct DiffArgs {
     /// output)
     #[arg(long)]
     digest: bool,
+    /// Leave it to the kernel when an output file is on disk: after a power cut it may be there in
+    /// part
+    #[arg(long, conflicts_with = "size")]
+    no_sync: bool,
     /// One object: bytes, entries, whiteouts, sockets, digest (on standard error if the tar is on
     /// standard output)
     #[arg(long)]
@@ -154,6 +158,8 @@ impl DiffArgs {
             },
             exclude: self.exclude.clone(),
             align: self.align.unwrap_or(Align::BLOCK),
+            align_from: 0,
+            sync: !self.no_sync,
             digest: self.digest,
             side_blobs: image.side_blobs(),
             squash,

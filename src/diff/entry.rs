@@ -205,7 +205,7 @@ impl Walk<'_, '_> {
         }
         let mut found = self.found(fd.as_fd(), true)?;
         if found.has(Mark::NullDevice) && kind == Kind::Char && attr.rdev == NULL_DEVICE {
-            match self.format() {
+            match self.format {
                 Format::Oci | Format::Podman => attr.rdev = 0,
                 // As itself it would be a whiteout there.
                 Format::Overlay => {
@@ -234,7 +234,7 @@ impl Walk<'_, '_> {
         if attr.nlink > 1 && self.again_of_lower(nid, &attr)? {
             return Ok(true);
         }
-        if attr.kind == Kind::Char && attr.rdev == 0 && self.format() == Format::Gvisor {
+        if attr.kind == Kind::Char && attr.rdev == 0 && self.format == Format::Gvisor {
             attr.rdev = NULL_DEVICE;
         }
         let target = match attr.kind {
@@ -290,7 +290,7 @@ impl Walk<'_, '_> {
     /// Says that `name`, the last of the path, is gone.
     pub(super) fn whiteout(&mut self, name: &Name) -> Result<(), DiffError> {
         self.done.whiteouts += 1;
-        match self.format() {
+        match self.format {
             Format::Oci => {
                 self.check_plain(name.as_bytes())?;
                 let dir = self.path.len() - name.as_bytes().len();
@@ -339,7 +339,7 @@ impl Walk<'_, '_> {
     }
 
     fn prefix(&self) -> &'static [u8] {
-        match self.format() {
+        match self.format {
             Format::Gvisor => b"./",
             _ => b"",
         }
@@ -366,7 +366,7 @@ impl Walk<'_, '_> {
 
     /// Refuses a name that would say something else.
     fn check_plain(&self, name: &[u8]) -> Result<(), DiffError> {
-        if self.format() == Format::Oci && name.starts_with(WH) {
+        if self.format == Format::Oci && name.starts_with(WH) {
             return Err(DiffError::entry(
                 &self.path,
                 "begins with .wh., which means something else in a layer: leave it out \
@@ -397,7 +397,7 @@ impl Walk<'_, '_> {
         if xattrs.len() > 1 {
             xattrs.sort_unstable();
         }
-        if self.format() == Format::Gvisor {
+        if self.format == Format::Gvisor {
             for acl in xattrs
                 .iter_mut()
                 .filter(|x| x.name.starts_with(b"system.posix_acl_"))
@@ -425,21 +425,38 @@ impl Walk<'_, '_> {
             ..plain
         };
         let mut place = self.place(lead.len() as u64);
+        if map.stored() < self.of.options.align_from {
+            place.align = BLOCK;
+        }
         // gVisor takes no global header, which stands before attributes as long as these.
         let is_long = || xattrs.iter().map(|x| x.value.len()).sum::<usize>() > LONG_XATTRS;
-        if map.runs().is_empty() || (self.format() == Format::Gvisor && is_long()) {
+        if map.runs().is_empty() || (self.format == Format::Gvisor && is_long()) {
             place.align = BLOCK;
         }
         let blocks = entry.blocks(place);
         let blocks = blocks.map_err(|_| DiffError::entry(&self.path, TOO_LONG))?;
         self.sink.put(&blocks)?;
         self.sink.put(&lead)?;
-        for &(offset, len) in map.runs() {
-            self.run_of(data, offset, len)?;
+        if !self.is_left(data, attr.ino, &map)? {
+            for &(offset, len) in map.runs() {
+                self.run_of(data, offset, len)?;
+            }
         }
         self.sink.fill_block()?;
         self.done.entries += 1;
         Ok(())
+    }
+
+    /// Leaves room for a file's data, if they are to be copied later; false if not.
+    fn is_left(&mut self, data: Data<'_>, ino: u64, map: &Map) -> Result<bool, DiffError> {
+        let Data::Upper(fd) = data else {
+            return Ok(false);
+        };
+        if !self.sink.is_file() || !self.later.take(fd, ino, map, self.sink.len()) {
+            return Ok(false);
+        }
+        self.sink.leave(map.stored())?;
+        Ok(true)
     }
 
     /// Puts `len` bytes of a file's data in, from `offset` on.

@@ -27,7 +27,7 @@ impl Walk<'_, '_> {
             return Ok(true);
         }
         let others = self.names_outside(nid)?;
-        if self.format() == Format::Gvisor {
+        if self.format == Format::Gvisor {
             let first: Box<[u8]> = self.path.as_slice().into();
             for path in others {
                 if !self.is_below_excluded(&path) {

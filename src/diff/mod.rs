@@ -14,6 +14,7 @@
 
 mod entry;
 mod group;
+mod later;
 mod pattern;
 mod podman;
 mod walk;
@@ -21,8 +22,11 @@ mod walk;
 #[cfg(test)]
 mod tests;
 
+pub use later::Hold;
 pub use pattern::{Pattern, PatternError};
 
+use std::fmt;
+use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::BorrowedFd;
 use std::path::Path;
@@ -38,6 +42,7 @@ use crate::pack::{Align, OutputError};
 use crate::tar::printable;
 use crate::upper::Upper;
 use crate::upper::markers::{ImageId, Namespace};
+use later::{Later, digest_of};
 use walk::{Done, Walk};
 
 /// How a tar says what is gone, and what lies over what.
@@ -63,6 +68,12 @@ pub struct Options {
     pub exclude: Vec<Pattern>,
     /// Where the data of each regular file begin.
     pub align: Align,
+    /// How many bytes of data a file has at least that [`Self::align`] is for; those of others begin
+    /// with the next block.
+    pub align_from: u64,
+    /// Whether output files are synced before they get their names: they are whole after a power
+    /// cut, too.
+    pub sync: bool,
     /// Whether the tar's digest is wanted, which takes as long as reading all of it.
     pub digest: bool,
     /// Which of the image's blobs are side blobs, as [`crate::flatten::Options`] has it.
@@ -77,6 +88,8 @@ impl Default for Options {
             format: Format::default(),
             exclude: Vec::new(),
             align: Align::BLOCK,
+            align_from: 0,
+            sync: true,
             digest: false,
             side_blobs: Vec::new(),
             squash: None,
@@ -141,6 +154,12 @@ pub enum DiffError {
     /// The output takes no more.
     #[error("{0}")]
     Write(#[source] io::Error),
+    /// A large file of the upper cannot be read.
+    #[error("reading a large file of the upper: {0}")]
+    Read(#[source] io::Error),
+    /// What was kept of an upper in use cannot be had ([`Hold`]).
+    #[error("the upper is in use: {0}")]
+    Held(#[source] io::Error),
     /// The output file cannot be written.
     #[error(transparent)]
     Output(#[from] OutputError),
@@ -186,7 +205,6 @@ fn shown(path: &[u8]) -> String {
 pub type OnProgress<'p> = &'p mut dyn FnMut(u64);
 
 /// An upper that nobody writes to: at rest and locked, or of a mount that is frozen.
-#[derive(Debug)]
 pub struct Changes<'a> {
     lower: &'a Lower,
     root: BorrowedFd<'a>,
@@ -194,6 +212,15 @@ pub struct Changes<'a> {
     options: Options,
     /// The length that was told.
     told: OnceLock<u64>,
+    hold: Option<&'a dyn Hold>,
+}
+
+impl fmt::Debug for Changes<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Changes")
+            .field("options", &self.options)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Refuses an upper of another image than `lower`; one that does not tell is taken.
@@ -240,7 +267,16 @@ impl<'a> Changes<'a> {
             marks,
             options,
             told: OnceLock::new(),
+            hold: None,
         })
+    }
+
+    /// The same of an upper that is in use, and that `hold` holds still: no longer than it takes to
+    /// walk it and to copy its small files, where the tar goes to a file.
+    #[must_use]
+    pub fn held_by(mut self, hold: &'a dyn Hold) -> Self {
+        self.hold = Some(hold);
+        self
     }
 
     /// The tar's exact length in bytes, by a walk that reads no file. [`Self::write`] then fails
@@ -253,7 +289,7 @@ impl<'a> Changes<'a> {
             return Ok(*len);
         }
         let mut sink = Sink::new(Out::Nowhere);
-        self.put(&mut sink, &mut |_| ())?;
+        self.put(&mut sink, &mut Later::never(), &mut |_| ())?;
         let len = sink.finish()?;
         Ok(*self.told.get_or_init(|| len))
     }
@@ -267,7 +303,7 @@ impl<'a> Changes<'a> {
         out: &mut (dyn Write + Send),
         progress: OnProgress<'_>,
     ) -> Result<Written, DiffError> {
-        self.write_to(To::Stream(out), progress)
+        self.write_at_once(To::Stream(out), progress)
     }
 
     /// Writes the tar to the file `path`, in place of what regular file is there. The kernel copies
@@ -278,8 +314,9 @@ impl<'a> Changes<'a> {
     /// [`DiffError`]; then nothing has changed.
     pub fn write_file(&self, path: &Path, progress: OnProgress<'_>) -> Result<Written, DiffError> {
         let fail = OutputError::of(path);
-        let mut file = NewFile::beside(path).map_err(&fail)?;
-        let written = self.write_to(To::File(file.file()), progress);
+        let file = NewFile::beside(path).map_err(&fail)?;
+        let mut file = file.synced(self.options.sync);
+        let written = self.write_into(file.file(), progress);
         let written = written.map_err(|error| match error {
             DiffError::Write(source) => fail(source).into(),
             other => other,
@@ -288,9 +325,29 @@ impl<'a> Changes<'a> {
         Ok(written)
     }
 
-    fn write_to(&self, to: To<'_>, progress: OnProgress<'_>) -> Result<Written, DiffError> {
+    /// Writes the tar to an empty regular file, as [`Self::write_file`] does.
+    ///
+    /// # Errors
+    /// [`DiffError`]; what was written by then is no tar.
+    pub fn write_into(&self, file: &File, progress: OnProgress<'_>) -> Result<Written, DiffError> {
+        if self.hold.is_none() {
+            return self.write_at_once(To::File(file), progress);
+        }
+        let (done, len) = self.write_parted(file, progress, |sink, later, progress| {
+            self.put(sink, later, progress)
+        })?;
+        let digest = self.options.digest.then(|| digest_of(file, len));
+        self.written(&done, len, digest.transpose()?)
+    }
+
+    fn write_at_once(&self, to: To<'_>, progress: OnProgress<'_>) -> Result<Written, DiffError> {
         let hash = self.options.digest;
-        let (done, len, digest) = sink::beside(to, hash, |sink| self.put(sink, progress))?;
+        let put = |sink: &mut Sink<'_>| self.put(sink, &mut Later::never(), progress);
+        let (done, len, digest) = sink::beside(to, hash, put)?;
+        self.written(&done, len, digest)
+    }
+
+    fn written(&self, done: &Done, len: u64, digest: Option<Digest>) -> Result<Written, DiffError> {
         if self.told.get().is_some_and(|told| *told != len) {
             return Err(DiffError::changed(b""));
         }
@@ -301,19 +358,26 @@ impl<'a> Changes<'a> {
     }
 
     /// Puts all of the format's tar in.
-    fn put(&self, sink: &mut Sink<'_>, progress: OnProgress<'_>) -> Result<Done, DiffError> {
+    fn put(
+        &self,
+        sink: &mut Sink<'_>,
+        later: &mut Later,
+        progress: OnProgress<'_>,
+    ) -> Result<Done, DiffError> {
         match self.options.format {
-            Format::Podman => podman::put(self, sink, progress),
-            _ => self.put_entries(sink, progress),
+            Format::Podman => podman::put(self, sink, later, progress),
+            format => self.put_entries(format, sink, later, progress),
         }
     }
 
     /// Puts the tar of what the upper holds in.
     fn put_entries(
         &self,
+        format: Format,
         sink: &mut Sink<'_>,
+        later: &mut Later,
         progress: OnProgress<'_>,
     ) -> Result<Done, DiffError> {
-        Walk::new(self, sink, progress).run()
+        Walk::new(self, format, sink, later, progress).run()
     }
 }

@@ -2,14 +2,14 @@
 //! what is new, which is unpacked first, and a list of what is then deleted.
 
 use std::path::Path;
-use std::sync::OnceLock;
 
+use super::later::Later;
 use super::walk::{Done, Walk};
-use super::{Changes, DiffError, Format, OnProgress, Options, Written};
+use super::{Changes, DiffError, Format, OnProgress, Written};
 use crate::pack::OutputError;
 use crate::pack::header::{BLOCK, Entry, EntryType, Place};
 use crate::pack::output::NewFile;
-use crate::pack::sink::{self, Out, Sink, To};
+use crate::pack::sink::{Out, Sink};
 
 /// The tar's name (checkpointctl, `lib/metadata.go`).
 const TAR: &str = "rootfs-diff.tar";
@@ -46,15 +46,17 @@ fn list(done: &Done) -> Vec<u8> {
 pub(super) fn put(
     changes: &Changes<'_>,
     sink: &mut Sink<'_>,
+    later: &mut Later,
     progress: OnProgress<'_>,
 ) -> Result<Done, DiffError> {
     let mut count = Sink::new(Out::Nowhere);
-    let planned = changes.put_entries(&mut count, &mut |_| ())?;
+    let planned =
+        changes.put_entries(Format::Podman, &mut count, &mut Later::never(), &mut |_| ())?;
     let len = count.finish()?;
     // The inner tar begins where its own files are to.
     member(sink, TAR, len, changes.options.align.bytes())?;
     let before = sink.len();
-    let done = changes.put_entries(sink, progress)?;
+    let done = changes.put_entries(Format::Podman, sink, later, progress)?;
     if sink.len() - before != len || done.deleted != planned.deleted {
         return Err(DiffError::changed(b""));
     }
@@ -87,26 +89,19 @@ impl Changes<'_> {
     /// # Errors
     /// [`DiffError`]; then neither has changed, but for a failure between the two.
     pub fn write_podman(&self, dir: &Path, progress: OnProgress<'_>) -> Result<Written, DiffError> {
-        let changes = Changes {
-            lower: self.lower,
-            root: self.root,
-            marks: self.marks,
-            options: Options {
-                format: Format::Podman,
-                ..self.options.clone()
-            },
-            told: OnceLock::new(),
-        };
         let [tar, deleted] = [TAR, DELETED].map(|name| dir.join(name));
         let (fail_tar, fail_deleted) = (OutputError::of(&tar), OutputError::of(&deleted));
-        let mut file = NewFile::beside(&tar).map_err(&fail_tar)?;
-        let to = To::File(file.file());
-        let made = sink::beside(to, false, |sink| changes.put_entries(sink, progress));
-        let (done, len, _) = made.map_err(|error| match error {
+        let file = NewFile::beside(&tar).map_err(&fail_tar)?;
+        let mut file = file.synced(self.options.sync);
+        let made = self.write_parted(file.file(), progress, |sink, later, progress| {
+            self.put_entries(Format::Podman, sink, later, progress)
+        });
+        let (done, len) = made.map_err(|error| match error {
             DiffError::Write(source) => fail_tar(source).into(),
             other => other,
         })?;
-        let mut list_file = NewFile::beside(&deleted).map_err(&fail_deleted)?;
+        let list_file = NewFile::beside(&deleted).map_err(&fail_deleted)?;
+        let mut list_file = list_file.synced(self.options.sync);
         let list = list(&done);
         std::io::Write::write_all(list_file.file(), &list).map_err(&fail_deleted)?;
         file.publish().map_err(fail_tar)?;

@@ -1,5 +1,7 @@
 //! Uppers made by hand, read while they change, and while the system refuses.
 
+mod later;
+
 use std::fs::{self, File};
 use std::os::fd::AsFd;
 use std::os::unix::fs::symlink;

@@ -13,6 +13,7 @@ use std::vec;
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
+use super::later::Later;
 use super::{Changes, DiffError, Format, OnProgress, Written};
 use crate::inode::{Attr, Kind};
 use crate::lower::{Lower, Nid};
@@ -99,8 +100,11 @@ enum Here {
 /// A walk that writes.
 pub(super) struct Walk<'w, 's> {
     pub(super) of: &'w Changes<'w>,
+    pub(super) format: Format,
     pub(super) lower: &'w Lower,
     pub(super) sink: &'w mut Sink<'s>,
+    /// Large files that are not written now.
+    pub(super) later: &'w mut Later,
     /// Where the tar begins in the sink.
     pub(super) base: u64,
     /// The path that it is at: no leading slash.
@@ -123,14 +127,18 @@ pub(super) struct Walk<'w, 's> {
 impl<'w, 's> Walk<'w, 's> {
     pub(super) fn new(
         of: &'w Changes<'w>,
+        format: Format,
         sink: &'w mut Sink<'s>,
+        later: &'w mut Later,
         progress: OnProgress<'w>,
     ) -> Self {
         Self {
             of,
+            format,
             lower: of.lower,
             base: sink.len(),
             sink,
+            later,
             path: Vec::new(),
             name: Vec::new(),
             xattr_names: Vec::new(),
@@ -171,10 +179,6 @@ impl<'w, 's> Walk<'w, 's> {
         Ok(self.done)
     }
 
-    pub(super) fn format(&self) -> Format {
-        self.of.options.format
-    }
-
     fn root(&mut self) -> Result<Dir, DiffError> {
         let fd = self.reopen()?;
         let (attr, marks) = self.look_at_dir(fd.as_fd())?;
@@ -207,7 +211,7 @@ impl<'w, 's> Walk<'w, 's> {
         };
         if !is_there {
             // overlayfs' whiteouts hide what the directory goes on with.
-            let hides = match self.format() {
+            let hides = match self.format {
                 Format::Overlay => dir.from,
                 _ => dir.under,
             };
@@ -238,13 +242,13 @@ impl<'w, 's> Walk<'w, 's> {
             (_, Some(redirect)) => self.redirected(dir.from, redirect, Kind::Dir)?,
             (_, None) => self.lower_dir_in(dir.from, name)?,
         };
-        let mut under = match self.format() {
+        let mut under = match self.format {
             Format::Overlay => from,
             _ => self.lower_dir_in(dir.under, name)?,
         };
         let hides = under.is_some() && from != under;
         let ours = crate::upper::markers::Namespace::Trusted;
-        match self.format() {
+        match self.format {
             Format::Gvisor if hides => marks.xattrs.push(ours.opaque_xattr()),
             Format::Overlay if marks.opaque == Opaque::Yes => {
                 marks.xattrs.push(ours.opaque_xattr());
@@ -255,10 +259,10 @@ impl<'w, 's> Walk<'w, 's> {
             _ => {}
         }
         self.dir_entry(&attr, marks.xattrs)?;
-        if hides && self.format() == Format::Oci {
+        if hides && self.format == Format::Oci {
             self.opaque_file()?;
         }
-        if hides && self.format() != Format::Podman {
+        if hides && self.format != Format::Podman {
             under = None;
         }
         self.enter(Some(fd), marks.opaque == Opaque::XWhiteouts, from, under)

@@ -89,6 +89,7 @@ pub(crate) struct NewFile<'a> {
     file: File,
     /// The name that it has meanwhile.
     temp: Option<String>,
+    sync: bool,
 }
 
 impl<'a> NewFile<'a> {
@@ -96,6 +97,7 @@ impl<'a> NewFile<'a> {
     pub(crate) fn beside(path: &'a Path) -> io::Result<Self> {
         Self::make(path, |parent| {
             let unnamed = File::options()
+                .read(true)
                 .write(true)
                 .mode(MODE)
                 .custom_flags(libc::O_TMPFILE)
@@ -123,7 +125,14 @@ impl<'a> NewFile<'a> {
             name,
             file,
             temp,
+            sync: true,
         })
+    }
+
+    /// The same, synced or not when it is published.
+    pub(crate) fn synced(mut self, sync: bool) -> Self {
+        self.sync = sync;
+        self
     }
 
     /// The file, open for writing.
@@ -131,9 +140,11 @@ impl<'a> NewFile<'a> {
         &mut self.file
     }
 
-    /// Gives the file its name, for good.
+    /// Gives the file its name, for good: synced, unless told otherwise.
     pub(crate) fn publish(mut self) -> io::Result<()> {
-        self.file.sync_all()?;
+        if self.sync {
+            self.file.sync_all()?;
+        }
         let dir = self.dir.as_fd();
         let temp = match &self.temp {
             Some(temp) => temp,
@@ -148,7 +159,10 @@ impl<'a> NewFile<'a> {
         let (temp, name) = (temp.as_bytes(), self.name.as_bytes());
         sys::fs::rename(dir, temp, dir, name, RenameFlags::empty())?;
         self.temp = None;
-        self.dir.sync_all()
+        match self.sync {
+            true => self.dir.sync_all(),
+            false => Ok(()),
+        }
     }
 }
 
@@ -166,6 +180,7 @@ impl Drop for NewFile<'_> {
 fn temporary(parent: &Path) -> io::Result<(File, Option<String>)> {
     let create = |temp: &str| {
         File::options()
+            .read(true)
             .write(true)
             .create_new(true)
             .mode(MODE)

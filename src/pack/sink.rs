@@ -141,6 +141,18 @@ impl<'a> Sink<'a> {
         })
     }
 
+    /// Whether it goes to a file, of which nobody needs each byte now.
+    pub(crate) fn is_file(&self) -> bool {
+        matches!(&self.out, Out::Beside(beside) if beside.file.is_some())
+    }
+
+    /// Leaves `len` bytes of a file free, to be written by somebody else.
+    pub(crate) fn leave(&mut self, len: u64) -> Result<(), NoMore> {
+        self.flush()?;
+        self.len += len;
+        Ok(())
+    }
+
     /// Puts zeros in up to a whole block.
     pub(crate) fn fill_block(&mut self) -> Result<(), NoMore> {
         let rest = self.len.next_multiple_of(super::header::BLOCK) - self.len;
@@ -309,7 +321,8 @@ pub(crate) fn beside<T, E: From<NoMore>>(
 }
 
 impl To<'_> {
-    fn put(&mut self, at: u64, bytes: &[u8]) -> io::Result<()> {
+    /// Writes bytes; to a file, from its offset `at` on.
+    pub(crate) fn put(&mut self, at: u64, bytes: &[u8]) -> io::Result<()> {
         let file = match self {
             Self::Stream(out) => return out.write_all(bytes),
             Self::File(file) => file,

@@ -23,10 +23,10 @@ mod tests;
 
 pub use config::{CHECKPOINT, Note};
 pub use error::StackError;
+pub use layer::NewLayer;
 pub use squash::squash;
 
 use std::fs::File;
-use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -34,7 +34,6 @@ use crate::digest::Digest;
 use crate::import::{self, Options, Stream, Watch};
 use crate::index::{Flat, Flattening};
 use crate::store::{Blob, Image, NewImage, OnProgress, Source, Store, StoreError, config_of};
-use layer::LayerWriter;
 
 /// An image with a new layer on top.
 #[derive(Debug)]
@@ -75,7 +74,7 @@ impl<T> Stacked<T> {
 }
 
 /// Makes the image that is `base`, by its own digest or an alias, with one more layer, whose bytes
-/// (a whole tar, an OCI layer) `write` gives.
+/// (a whole tar, an OCI layer) `write` writes to it.
 ///
 /// The same base, bytes and note give the same image. A layer without entries is one as any other.
 ///
@@ -86,7 +85,7 @@ pub fn add_layer<T, E>(
     store: &Store,
     base: &Digest,
     note: &Note,
-    write: impl FnOnce(&mut (dyn Write + Send)) -> Result<T, E>,
+    write: impl FnOnce(&mut NewLayer) -> Result<T, E>,
     progress: OnProgress<'_>,
 ) -> Result<Stacked<T>, StackError>
 where
@@ -100,7 +99,7 @@ where
         .record()
         .digest
         .ok_or_else(|| StackError::NotStored(base.dir().to_owned()))?;
-    let mut layer = LayerWriter::new(store.begin_unknown_blob()?);
+    let mut layer = NewLayer::new(store.begin_unknown_blob()?);
     let value = match (write(&mut layer), layer.failed()) {
         (_, Some(error)) => return Err(error.into()),
         (Err(error), None) => return Err(StackError::Writer(error.into())),
@@ -133,7 +132,7 @@ impl Made<'_> {
     fn finish(
         self,
         store: &Store,
-        layer: LayerWriter,
+        layer: NewLayer,
         flattening: impl FnOnce() -> Result<Flattening, StoreError>,
         config: impl FnOnce(&Digest) -> Result<Vec<u8>, String>,
         progress: OnProgress<'_>,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::changes::Trees;
 use super::error::StackError;
-use super::layer::LayerWriter;
+use super::layer::NewLayer;
 use super::write::{self, WriteError};
 use super::{Made, Stacked, config};
 use crate::digest::Digest;
@@ -58,7 +58,7 @@ pub fn squash(
     let top = add(flattening.clone(), above)?.into_tree();
     let bottom = flattening.clone().into_tree();
     let trees = Trees::new(&bottom, &top);
-    let mut layer = LayerWriter::new(store.begin_unknown_blob()?);
+    let mut layer = NewLayer::new(store.begin_unknown_blob()?);
     match (write::layer(&trees, &layers, &mut layer), layer.failed()) {
         (_, Some(error)) => return Err(error.into()),
         (Err(WriteError::Read { path, source }), None) => {

@@ -3,7 +3,7 @@
 mod squash;
 
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::path::PathBuf;
 
 use super::*;
@@ -43,7 +43,7 @@ pub(super) fn import(store: &Store, tar: &[u8]) -> Digest {
 }
 
 pub(super) fn add(store: &Store, base: &Digest, id: &str, tar: &[u8]) -> Stacked<()> {
-    let write = |out: &mut (dyn Write + Send)| out.write_all(tar);
+    let write = |out: &mut NewLayer| out.write_all(tar);
     add_layer(store, base, &note(id), write, &mut |_| ()).unwrap()
 }
 
@@ -226,7 +226,7 @@ fn what_fails_leaves_nothing() {
             &f.store,
             &own,
             &note("x"),
-            |out: &mut (dyn Write + Send)| write(out),
+            |out: &mut NewLayer| write(out),
             &mut |_| (),
         );
         assert_eq!(published(&f.store), before);
@@ -250,7 +250,7 @@ fn what_fails_leaves_nothing() {
     );
 
     let nobody = Digest::of(b"nobody");
-    let write = |_: &mut (dyn Write + Send)| -> io::Result<()> { panic!("there is nothing below") };
+    let write = |_: &mut NewLayer| -> io::Result<()> { panic!("there is nothing below") };
     let said = add_layer(&f.store, &nobody, &note(""), write, &mut |_| ()).unwrap_err();
     assert!(
         matches!(said, StackError::Store(StoreError::NoImage { .. })),

@@ -165,6 +165,17 @@ impl BlobWriter {
         self.len == 0
     }
 
+    /// The file itself, for who writes to it by himself and then says [how much](Self::wrote).
+    #[must_use]
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Says that the file has so many bytes now.
+    pub fn wrote(&mut self, len: u64) {
+        self.len = len;
+    }
+
     /// What the headers of what was written say; errors call it `name`.
     ///
     /// # Errors

@@ -1,0 +1,316 @@
+//! Large files of an upper in use: copied when its changes go on again.
+//!
+//! While the upper is held still it is walked, and small files are copied. Of large ones a
+//! descriptor is kept, and their place in the output stays free. Then whoever holds the upper lets
+//! go of it, and keeps in a log what is overwritten or cut off in those files from then on. They
+//! are copied as they are by now, and what the log has is put in place of what has come over it.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, BufReader, Read};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::io::Errno;
+use rustix::process::{Resource, getrlimit};
+
+use super::walk::Done;
+use super::{Changes, DiffError, OnProgress};
+use crate::digest::{Digest, Hasher};
+use crate::pack::sink::{self, Sink, To};
+use crate::pack::sparse::Map;
+use crate::sys::fs;
+
+/// From how many bytes of data on a file is left for later: copied in less than a millisecond it
+/// would delay nobody.
+const LARGE: u64 = 1 << 20;
+/// Most files that are.
+const MOST: u64 = 1024;
+/// What is copied at once, bytes.
+const AT_ONCE: u64 = 64 << 20;
+/// What is read at once, bytes.
+const PIECE: usize = 1 << 20;
+/// The head of a record of the log: a file's number, an offset, a length.
+const HEAD: usize = 24;
+/// Of such a length: all of it is zeros.
+const ZEROS: u64 = 1 << 63;
+
+/// Who holds an upper still that is in use.
+pub trait Hold {
+    /// Lets changes go on, and from now on keeps in a log what is about to be overwritten or cut
+    /// off in `files`, by their numbers in the upper's filesystem. Of no files: just lets go.
+    ///
+    /// # Errors
+    /// Why it cannot; the upper is held still as before.
+    fn let_go(&self, files: &[u64]) -> io::Result<()>;
+
+    /// Ends the log and gives it, from its beginning: records of a file's number, an offset, a
+    /// length (64 bits each, little endian) and so many bytes, or none where the length's highest
+    /// bit says that they were zeros. None is over another.
+    ///
+    /// # Errors
+    /// Some of it is lost: there was no room for it.
+    fn log(&self) -> io::Result<File>;
+
+    /// Holds the upper still again.
+    ///
+    /// # Errors
+    /// It cannot.
+    fn hold(&self) -> io::Result<()>;
+}
+
+/// Puts a tar in, of which what `Later` takes is left for later.
+type Put<'p> = dyn Fn(&mut Sink<'_>, &mut Later, OnProgress<'_>) -> Result<Done, DiffError> + 'p;
+
+impl Changes<'_> {
+    /// Writes what `put` puts in to an empty regular file; an upper that is held still is let go of
+    /// as soon as it was walked. Gives the length, too.
+    pub(super) fn write_parted(
+        &self,
+        file: &File,
+        progress: OnProgress<'_>,
+        put: impl Fn(&mut Sink<'_>, &mut Later, OnProgress<'_>) -> Result<Done, DiffError>,
+    ) -> Result<(Done, u64), DiffError> {
+        let Some(hold) = self.hold else {
+            return write(file, &put, &mut Later::never(), progress);
+        };
+        let mut later = Later::new();
+        let written = write(file, &put, &mut later, progress)?;
+        let files: Vec<u64> = later.files.iter().map(|large| large.ino).collect();
+        let before = written.0.bytes;
+        if let Err(error) = hold.let_go(&files) {
+            tracing::debug!("writes are held back until all is copied: {error}");
+            later.copy(file, before, progress)?;
+            // Whoever holds it lets go when it is done.
+            return Ok(written);
+        }
+        if files.is_empty() {
+            return Ok(written);
+        }
+        later.copy(file, before, progress)?;
+        match hold.log() {
+            Ok(log) => {
+                later.restore(file, log)?;
+                Ok(written)
+            }
+            Err(error) => {
+                tracing::debug!("all is copied again, and writes are held back: {error}");
+                hold.hold().map_err(DiffError::Held)?;
+                file.set_len(0).map_err(DiffError::Write)?;
+                write(file, &put, &mut Later::never(), progress)
+            }
+        }
+    }
+}
+
+fn write(
+    file: &File,
+    put: &Put<'_>,
+    later: &mut Later,
+    progress: OnProgress<'_>,
+) -> Result<(Done, u64), DiffError> {
+    let put = |sink: &mut Sink<'_>| put(sink, later, progress);
+    let (done, len, _) = sink::beside(To::File(file), false, put)?;
+    Ok((done, len))
+}
+
+/// The files that are left for later.
+#[derive(Debug)]
+pub(super) struct Later {
+    files: Vec<Large>,
+    /// How many it takes.
+    most: usize,
+}
+
+#[derive(Debug)]
+struct Large {
+    file: OwnedFd,
+    /// Its number in the upper's filesystem.
+    ino: u64,
+    /// Where its data go.
+    runs: Vec<Run>,
+}
+
+/// So many bytes from `offset` of a file on, which go to `at` in the output.
+#[derive(Debug, Clone, Copy)]
+struct Run {
+    offset: u64,
+    len: u64,
+    at: u64,
+}
+
+impl Later {
+    /// Takes what may be left for later.
+    fn new() -> Self {
+        // Half of what a process may have open.
+        let open = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+        Self {
+            files: Vec::new(),
+            most: usize::try_from((open / 2).min(MOST)).unwrap_or(0),
+        }
+    }
+
+    /// Takes nothing.
+    pub(super) fn never() -> Self {
+        Self {
+            files: Vec::new(),
+            most: 0,
+        }
+    }
+
+    /// Takes a file of the upper whose data go to `at`, run after run; says whether it does.
+    pub(super) fn take(&mut self, file: BorrowedFd<'_>, ino: u64, map: &Map, at: u64) -> bool {
+        if map.stored() < LARGE || self.files.len() >= self.most {
+            return false;
+        }
+        let Ok(file) = file.try_clone_to_owned() else {
+            return false;
+        };
+        let mut at = at;
+        let runs = map.runs().iter().map(|&(offset, len)| {
+            let run = Run { offset, len, at };
+            at += len;
+            run
+        });
+        let runs = runs.collect();
+        self.files.push(Large { file, ino, runs });
+        true
+    }
+
+    /// Copies all of them to `out` as they are. `progress` is told of bytes beyond `before`.
+    fn copy(&self, out: &File, before: u64, progress: OnProgress<'_>) -> Result<(), DiffError> {
+        let mut done = before;
+        let mut piece = Vec::new();
+        for large in &self.files {
+            for run in &large.runs {
+                copy(large.file.as_fd(), *run, out, &mut piece, &mut |n| {
+                    done += n;
+                    progress(done);
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts what the log has kept in place of what came over it.
+    fn restore(&self, out: &File, log: File) -> Result<(), DiffError> {
+        let files: HashMap<u64, &[Run]> = self
+            .files
+            .iter()
+            .map(|large| (large.ino, large.runs.as_slice()))
+            .collect();
+        let mut log = BufReader::with_capacity(PIECE, log);
+        let mut piece = vec![0; PIECE];
+        let failed = |error| DiffError::Held(error);
+        while let Some([ino, offset, len]) = head(&mut log).map_err(failed)? {
+            let runs = files.get(&ino).copied().unwrap_or_default();
+            let (zeros, len) = (len & ZEROS != 0, len & !ZEROS);
+            let mut done = 0;
+            while done < len {
+                let now = usize::try_from(len - done).unwrap_or(PIECE).min(PIECE);
+                let bytes = piece.get_mut(..now).unwrap_or_default();
+                match zeros {
+                    true => bytes.fill(0),
+                    false => log.read_exact(bytes).map_err(failed)?,
+                }
+                put(out, runs, offset + done, bytes)?;
+                done += now as u64;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The head of the next record, unless there is none.
+fn head(log: &mut impl Read) -> io::Result<Option<[u64; 3]>> {
+    let mut bytes = Vec::with_capacity(HEAD);
+    log.take(HEAD as u64).read_to_end(&mut bytes)?;
+    let (numbers, _) = bytes.as_chunks::<8>();
+    match *numbers {
+        [] if bytes.is_empty() => Ok(None),
+        [ino, offset, len] => Ok(Some([ino, offset, len].map(u64::from_le_bytes))),
+        _ => Err(io::ErrorKind::UnexpectedEof.into()),
+    }
+}
+
+/// Puts `bytes`, which were at `offset` of a file with these runs, where they belong.
+fn put(out: &File, runs: &[Run], offset: u64, bytes: &[u8]) -> Result<(), DiffError> {
+    let end = offset + bytes.len() as u64;
+    let first = runs.partition_point(|run| run.offset + run.len <= offset);
+    for run in runs.iter().skip(first).take_while(|run| run.offset < end) {
+        let (from, to) = (run.offset.max(offset), (run.offset + run.len).min(end));
+        let part = usize::try_from(from - offset)
+            .ok()
+            .zip(usize::try_from(to - offset).ok())
+            .and_then(|(from, to)| bytes.get(from..to))
+            .unwrap_or_default();
+        To::File(out)
+            .put(run.at + (from - run.offset), part)
+            .map_err(DiffError::Write)?;
+    }
+    Ok(())
+}
+
+/// Copies a run of `file` to `out`. What is cut off by now is left free: the log has it.
+fn copy(
+    file: BorrowedFd<'_>,
+    run: Run,
+    out: &File,
+    piece: &mut Vec<u8>,
+    on: &mut dyn FnMut(u64),
+) -> Result<(), DiffError> {
+    let mut done = 0;
+    let mut by_kernel = true;
+    while done < run.len {
+        let (from, to, left) = (run.offset + done, run.at + done, run.len - done);
+        let now = if by_kernel {
+            let want = usize::try_from(left.min(AT_ONCE)).unwrap_or(PIECE);
+            match fs::copy_range(file, from, out.as_fd(), to, want) {
+                Ok(copied) => {
+                    // A hint; what fails of it, fsync will tell.
+                    fs::write_out(out.as_fd()).ok();
+                    copied
+                }
+                Err(Errno::INTR) => continue,
+                // Two filesystems, or one that cannot; what else is wrong, reading or writing finds.
+                Err(_) => {
+                    by_kernel = false;
+                    piece.resize(PIECE, 0);
+                    continue;
+                }
+            }
+        } else {
+            let want = usize::try_from(left).unwrap_or(PIECE).min(PIECE);
+            let bytes = piece.get_mut(..want).unwrap_or_default();
+            let read = fs::read(file, from, bytes);
+            let read = read.map_err(|errno| DiffError::Read(errno.into()))?;
+            let bytes = bytes.get(..read).unwrap_or_default();
+            To::File(out).put(to, bytes).map_err(DiffError::Write)?;
+            read
+        };
+        if now == 0 {
+            break;
+        }
+        done += now as u64;
+        on(now as u64);
+    }
+    Ok(())
+}
+
+/// The digest of the first `len` bytes of `file`.
+pub(super) fn digest_of(file: &File, len: u64) -> Result<Digest, DiffError> {
+    let mut hasher = Hasher::new();
+    let mut piece = vec![0; PIECE];
+    let mut done = 0;
+    while done < len {
+        let want = usize::try_from(len - done).unwrap_or(PIECE).min(PIECE);
+        let bytes = piece.get_mut(..want).unwrap_or_default();
+        let read = fs::read(file.as_fd(), done, bytes);
+        let read = read.map_err(|errno| DiffError::Write(errno.into()))?;
+        if read == 0 {
+            return Err(DiffError::Write(io::ErrorKind::UnexpectedEof.into()));
+        }
+        hasher.update(bytes.get(..read).unwrap_or_default());
+        done += read as u64;
+    }
+    Ok(hasher.finish())
+}

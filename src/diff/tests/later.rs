@@ -1,0 +1,274 @@
+//! Uppers in use: what is written to large files while they are copied is not in the tar.
+
+use std::cell::RefCell;
+use std::io::Write;
+use std::os::unix::fs::{FileExt, MetadataExt};
+
+use super::*;
+
+const MIB: usize = 1 << 20;
+
+/// A record of the log.
+fn record(ino: u64, offset: usize, bytes: &[u8]) -> Vec<u8> {
+    let head = [ino, offset as u64, bytes.len() as u64].map(u64::to_le_bytes);
+    [head.concat().as_slice(), bytes].concat()
+}
+
+fn zeros(ino: u64, offset: usize, len: usize) -> Vec<u8> {
+    [ino, offset as u64, len as u64 | 1 << 63]
+        .map(u64::to_le_bytes)
+        .concat()
+}
+
+/// What happens as soon as changes go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Case {
+    Quiet,
+    Written,
+    /// And there was no room for the log.
+    Lost,
+    /// The server cannot keep anything.
+    Refused,
+}
+
+/// Stands for a server and for the programs that write through it.
+struct Writers<'w> {
+    world: &'w World,
+    case: Case,
+    log: RefCell<Vec<u8>>,
+    /// What was asked of it.
+    asked: RefCell<Vec<String>>,
+}
+
+impl<'w> Writers<'w> {
+    fn new(world: &'w World, case: Case) -> Self {
+        Self {
+            world,
+            case,
+            log: RefCell::default(),
+            asked: RefCell::default(),
+        }
+    }
+
+    fn say(&self, what: impl Into<String>) {
+        self.asked.borrow_mut().push(what.into());
+    }
+
+    /// Overwrites, cuts, grows and removes; what was there goes to the log before.
+    fn write(&self) {
+        let mut log = self.log.borrow_mut();
+        let file = |name: &str| {
+            let path = self.world.at(name);
+            let file = File::options().read(true).write(true).open(path).unwrap();
+            let ino = file.metadata().unwrap().ino();
+            (file, ino)
+        };
+        let read = |file: &File, at: usize, len: usize| {
+            let mut old = vec![0; len];
+            file.read_exact_at(&mut old, at as u64).unwrap();
+            old
+        };
+        let (big, ino) = file("big");
+        for (at, len) in [(0, 1), (MIB - 1, MIB + 2), (3 * MIB, 4096)] {
+            log.extend(record(ino, at, &read(&big, at, len)));
+            big.write_all_at(&vec![0xff; len], at as u64).unwrap();
+        }
+        big.write_all_at(&[0xff; 5000], 4 * MIB as u64 + 77)
+            .unwrap();
+        let (cut, ino) = file("cut");
+        log.extend(record(ino, 10, &read(&cut, 10, 2 * MIB - 10)));
+        cut.set_len(10).unwrap();
+        // Data, a hole, data: both borders are written over, and so is the hole.
+        let (sparse, ino) = file("sparse");
+        log.extend(record(ino, MIB - 5, &read(&sparse, MIB - 5, 5)));
+        log.extend(zeros(ino, MIB, 3 * MIB));
+        log.extend(record(ino, 4 * MIB, &read(&sparse, 4 * MIB, 7)));
+        sparse
+            .write_all_at(&vec![0xff; 3 * MIB + 12], MIB as u64 - 5)
+            .unwrap();
+        fs::remove_file(self.world.at("gone")).unwrap();
+        // Of a file that nobody copies.
+        log.extend(record(1, 0, b"nobody's"));
+    }
+}
+
+impl Hold for Writers<'_> {
+    fn let_go(&self, files: &[u64]) -> io::Result<()> {
+        self.say(format!("let go, {} files", files.len()));
+        match self.case {
+            Case::Refused => return Err(io::Error::other("it writes past the server")),
+            Case::Quiet => {}
+            Case::Written | Case::Lost => self.write(),
+        }
+        Ok(())
+    }
+
+    fn log(&self) -> io::Result<File> {
+        self.say("log");
+        if self.case == Case::Lost {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        let path = self.world.dir.path().join("log");
+        fs::write(&path, &*self.log.borrow()).unwrap();
+        File::open(path)
+    }
+
+    fn hold(&self) -> io::Result<()> {
+        self.say("hold");
+        Ok(())
+    }
+}
+
+fn world() -> World {
+    let world = World::usual();
+    let bytes = |seed: usize, len: usize| -> Vec<u8> {
+        let byte = |n: usize| u8::try_from((n.wrapping_mul(seed) >> 7) % 250).unwrap();
+        (0..len).map(byte).collect()
+    };
+    world.write("big", &bytes(31, 4 * MIB + 77));
+    world.write("cut", &bytes(37, 2 * MIB));
+    world.write("gone", &bytes(41, MIB));
+    world.write("small", &bytes(43, MIB - 1));
+    let sparse = File::create(world.at("sparse")).unwrap();
+    sparse.write_all_at(&bytes(47, MIB), 0).unwrap();
+    sparse
+        .write_all_at(&bytes(53, MIB), 4 * MIB as u64)
+        .unwrap();
+    sparse.set_len(6 * MIB as u64).unwrap();
+    drop(sparse);
+    fs::hard_link(world.at("big"), world.at("same")).unwrap();
+    world
+}
+
+fn digest() -> Options {
+    Options {
+        digest: true,
+        align: Align::PAGE,
+        align_from: MIB as u64,
+        ..Options::default()
+    }
+}
+
+/// The tar that `writers` hold the upper for.
+fn held(writers: &Writers<'_>, options: Options) -> (Vec<u8>, Written, u64) {
+    let mut file = tempfile::tempfile().unwrap();
+    let changes = writers.world.changes(options).held_by(writers);
+    let mut told = 0;
+    let written = changes.write_into(&file, &mut |done| told = done).unwrap();
+    let mut tar = Vec::new();
+    std::io::Seek::rewind(&mut file).unwrap();
+    std::io::Read::read_to_end(&mut file, &mut tar).unwrap();
+    (tar, written, told)
+}
+
+#[test]
+fn what_is_written_meanwhile_is_not_in_the_tar() {
+    for case in [Case::Quiet, Case::Written, Case::Refused] {
+        let world = world();
+        let before = world.tar(digest()).unwrap();
+        let writers = Writers::new(&world, case);
+        let (tar, written, told) = held(&writers, digest());
+        assert!(tar == before, "{case:?}");
+        assert_eq!(written.digest, Some(Digest::of(&before)), "{case:?}");
+        assert_eq!(written.len, before.len() as u64);
+        if case != Case::Written {
+            assert_eq!(told, (10 * MIB + 76) as u64, "{case:?}");
+        }
+        let asked = writers.asked.take();
+        match case {
+            Case::Refused => assert_eq!(asked, ["let go, 4 files"]),
+            _ => assert_eq!(asked, ["let go, 4 files", "log"]),
+        }
+    }
+}
+
+#[test]
+fn without_room_for_the_log_all_is_copied_again() {
+    let world = world();
+    let writers = Writers::new(&world, Case::Lost);
+    let (tar, written, _) = held(&writers, digest());
+    let now = world.tar(digest()).unwrap();
+    assert!(tar == now, "as it is when it is held again");
+    assert_eq!(written.digest, Some(Digest::of(&now)));
+    assert_eq!(writers.asked.take(), ["let go, 4 files", "log", "hold"]);
+}
+
+#[test]
+fn small_files_are_in_it_before_changes_go_on() {
+    let world = World::usual();
+    world.write("small", &[7; 5000]);
+    let before = world.tar(Options::default()).unwrap();
+    let writers = Writers::new(&world, Case::Quiet);
+    let (tar, ..) = held(&writers, Options::default());
+    assert!(tar == before);
+    assert_eq!(writers.asked.take(), ["let go, 0 files"]);
+}
+
+#[test]
+fn podman_s_pair_is_of_one_moment_too() {
+    let world = world();
+    let dir = |name: &str| {
+        let dir = world.dir.path().join(name);
+        fs::create_dir(&dir).unwrap();
+        dir
+    };
+    let (before, after) = (dir("before"), dir("after"));
+    let changes = world.of(Format::Podman);
+    changes.write_podman(&before, &mut |_| ()).unwrap();
+    let whole = world.tar(Options {
+        format: Format::Podman,
+        ..Options::default()
+    });
+    let in_one = Writers::new(&world, Case::Quiet);
+    let options = Options {
+        format: Format::Podman,
+        ..Options::default()
+    };
+    assert!(held(&in_one, options).0 == whole.unwrap());
+    let writers = Writers::new(&world, Case::Written);
+    let changes = world.of(Format::Podman).held_by(&writers);
+    changes.write_podman(&after, &mut |_| ()).unwrap();
+    for name in ["rootfs-diff.tar", "deleted.files"] {
+        let read = |dir: &Path| fs::read(dir.join(name)).unwrap();
+        assert!(read(&before) == read(&after), "{name}");
+    }
+}
+
+#[test]
+fn a_file_that_gets_its_name_has_the_digest() {
+    let world = world();
+    let before = world.tar(digest()).unwrap();
+    let writers = Writers::new(&world, Case::Written);
+    let out = world.dir.path().join("out");
+    let changes = world.changes(digest()).held_by(&writers);
+    let written = changes.write_file(&out, &mut |_| ()).unwrap();
+    assert!(fs::read(&out).unwrap() == before);
+    assert_eq!(written.digest, Some(Digest::of(&before)));
+}
+
+#[test]
+fn a_log_that_ends_within_a_record_is_an_error() {
+    let world = world();
+    let writers = Writers::new(&world, Case::Quiet);
+    let ino = fs::metadata(world.at("big")).unwrap().ino();
+    for cut in [1, 23, 25] {
+        let log = record(ino, 0, b"xyz");
+        writers.log.replace(log[..cut].to_vec());
+        let file = tempfile::tempfile().unwrap();
+        let changes = world.of(Format::Oci).held_by(&writers);
+        let error = changes.write_into(&file, &mut |_| ()).unwrap_err();
+        assert!(matches!(error, DiffError::Held(_)), "{cut}: {error}");
+    }
+}
+
+#[test]
+fn a_stream_goes_out_in_order() {
+    let world = world();
+    let writers = Writers::new(&world, Case::Quiet);
+    let changes = world.of(Format::Oci).held_by(&writers);
+    let mut out: Vec<u8> = Vec::new();
+    changes.write(&mut out, &mut |_| ()).unwrap();
+    out.flush().unwrap();
+    assert_eq!(writers.asked.take(), [""; 0]);
+    assert!(out == world.tar(Options::default()).unwrap());
+}
