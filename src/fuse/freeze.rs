@@ -3,12 +3,20 @@
 use std::sync::Arc;
 
 use super::opens::Opens;
-use crate::overlay::{self, Frozen};
+use crate::overlay::{self, Kept};
 
 /// Freezes what a connection serves; may outlive it, and keeps nothing of it but counts.
 #[derive(Debug, Clone)]
 pub struct Freezer {
     overlay: overlay::Freezer,
+    opens: Arc<Opens>,
+}
+
+/// While it lives, nothing is written: [`overlay::Frozen`].
+#[derive(Debug)]
+#[must_use = "changes go on as soon as it is dropped"]
+pub struct Frozen {
+    frozen: overlay::Frozen,
     opens: Arc<Opens>,
 }
 
@@ -23,6 +31,20 @@ pub enum FreezeError {
     WrittenPastServer(u64),
 }
 
+/// Why what is overwritten cannot be kept.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum KeepError {
+    /// The kernel may begin to write to files by itself (`Settings::upper_passthrough`).
+    #[error(
+        "files may be opened for writing past the server: what they overwrite is kept with --upper-passthrough off only"
+    )]
+    MayBeWrittenPastServer,
+    /// There is no place for what is overwritten.
+    #[error(transparent)]
+    Overlay(#[from] overlay::Error),
+}
+
 impl Freezer {
     pub(super) fn new(overlay: overlay::Freezer, opens: Arc<Opens>) -> Self {
         Self { overlay, opens }
@@ -30,7 +52,7 @@ impl Freezer {
 
     /// Waits until no change is under way, and holds back those that begin while the guard lives:
     /// [`Overlay::freeze`](crate::overlay::Overlay::freeze). What the upper holds then is said of
-    /// [`Frozen`].
+    /// [`overlay::Frozen`].
     ///
     /// # Errors
     /// [`FreezeError::WrittenPastServer`]; nothing is held back then.
@@ -38,7 +60,10 @@ impl Freezer {
         let frozen = self.overlay.freeze();
         // Counted before the overlay is asked to open: none can be missed now.
         match self.opens.written_past() {
-            0 => Ok(frozen),
+            0 => Ok(Frozen {
+                frozen,
+                opens: Arc::clone(&self.opens),
+            }),
             n => Err(FreezeError::WrittenPastServer(n)),
         }
     }
@@ -47,5 +72,24 @@ impl Freezer {
     #[must_use]
     pub fn written_past(&self) -> u64 {
         self.opens.written_past()
+    }
+}
+
+impl Frozen {
+    /// Lets writes go on, but keeps what they overwrite of some files:
+    /// [`overlay::Frozen::keep`].
+    ///
+    /// # Errors
+    /// [`KeepError`], and what was frozen, which
+    /// still is.
+    pub fn keep(self, files: impl IntoIterator<Item = u64>) -> Result<Kept, (Self, KeepError)> {
+        let Self { frozen, opens } = self;
+        if opens.may_write_past() {
+            let error = KeepError::MayBeWrittenPastServer;
+            return Err((Self { frozen, opens }, error));
+        }
+        frozen
+            .keep(files)
+            .map_err(|(frozen, error)| (Self { frozen, opens }, error.into()))
     }
 }

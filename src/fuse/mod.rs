@@ -51,7 +51,7 @@ use crate::overlay::{self, Ino, Overlay};
 use answering::noted;
 pub use aside::KeepAwake;
 use files::Writer;
-pub use freeze::{FreezeError, Freezer};
+pub use freeze::{FreezeError, Freezer, Frozen, KeepError};
 pub use init::threads;
 use opens::Opens;
 use spin::Spin;

@@ -134,7 +134,7 @@ impl Opens {
     /// must know of all that the kernel may be let write to. What is counted is not taken back where
     /// [`Self::open`] answers that the kernel may.
     pub(super) fn expect(&self, flags: i32) -> Expected<'_> {
-        let counts = !self.not_upper && self.passthrough() && writes(flags);
+        let counts = self.may_write_past() && writes(flags);
         if counts {
             self.written_past.fetch_add(1, Ordering::SeqCst);
         }
@@ -147,6 +147,11 @@ impl Opens {
     /// How many files are open that the kernel may write to by itself.
     pub(super) fn written_past(&self) -> u64 {
         self.written_past.load(Ordering::SeqCst)
+    }
+
+    /// Whether the kernel may be let write to what is opened by itself.
+    pub(super) fn may_write_past(&self) -> bool {
+        !self.not_upper && self.passthrough()
     }
 
     /// Chooses how what has just been opened is served. [`Self::release`] takes it back.

@@ -41,7 +41,7 @@ pub use stats::{About, timed};
 pub use unmount::{How, Unmounted, unmount};
 pub use upper::open_upper;
 
-pub use crate::fuse::{FreezeError, Freezer, KeepAwake, Settings};
+pub use crate::fuse::{FreezeError, Freezer, Frozen, KeepAwake, KeepError, Settings};
 use crate::sys::fuse::FuseParams;
 use crate::sys::mount::MountAttrs;
 

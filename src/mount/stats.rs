@@ -7,12 +7,12 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use super::MountOptions;
 use super::backing::Backing;
-use super::control::{Control, Frozen};
+use super::control::{self, Control};
 use super::usage::Watched;
 use crate::fuse::{self, Freezer};
 use crate::metrics::table as t;
 use crate::metrics::{Class, Metric, Op, OpenedBy, Phase, Phases, Requests, Snapshot, Value};
-use crate::overlay::Overlay;
+use crate::overlay::{self, Overlay};
 use crate::sys::resident::resident;
 
 /// What whoever mounts knows of it and the server does not: for its statistics.
@@ -255,11 +255,33 @@ impl Control for Stats {
         snapshot
     }
 
-    fn freeze(&self) -> Result<Frozen, String> {
+    fn freeze(&self) -> Result<Box<dyn control::Frozen>, String> {
         let freezer = self.freezer.get().ok_or("the mount is not ready yet")?;
         match freezer.freeze() {
             Ok(frozen) => Ok(Box::new(frozen)),
             Err(error) => Err(error.to_string()),
         }
+    }
+}
+
+impl control::Frozen for fuse::Frozen {
+    fn keep(
+        self: Box<Self>,
+        files: &[u64],
+    ) -> Result<Box<dyn control::Kept>, (Box<dyn control::Frozen>, String)> {
+        match (*self).keep(files.iter().copied()) {
+            Ok(kept) => Ok(Box::new(kept)),
+            Err((frozen, error)) => Err((Box::new(frozen), error.to_string())),
+        }
+    }
+}
+
+impl control::Kept for overlay::Kept {
+    fn log(&self) -> String {
+        self.name().to_owned()
+    }
+
+    fn finish(self: Box<Self>) -> Result<(), String> {
+        (*self).finish().map_err(|error| error.to_string())
     }
 }

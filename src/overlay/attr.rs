@@ -131,11 +131,11 @@ impl Overlay {
         // mode allowed it.
         let own = handle.and_then(|handle| self.file(handle).ok());
         if let Some(fd) = own.and_then(|file| file.writable()) {
-            return fs::truncate(fd.as_fd(), size).doing("truncating");
+            return self.cut_to(fd.as_fd(), size);
         }
         self.check_whole(node)?;
         let fd = self.open_node(node, OFlags::WRONLY)?;
-        fs::truncate(fd.as_fd(), size).doing("truncating")
+        self.cut_to(fd.as_fd(), size)
     }
 
     fn set_inode(&self, fd: BorrowedFd<'_>, node: &Arc<Node>, set: &SetAttr) -> Result<()> {
@@ -295,7 +295,7 @@ impl Overlay {
         }
     }
 
-    /// Opens an upper inode anew.
+    /// Opens an upper inode anew, with flags that change nothing.
     pub(super) fn open_node(&self, node: &Arc<Node>, flags: OFlags) -> Result<OwnedFd> {
         if node.kind == Kind::Dir {
             let fd = self.dir_fd(node)?;
@@ -303,13 +303,7 @@ impl Overlay {
         }
         self.at_name(
             node,
-            |dir, name, id| {
-                if flags.contains(OFlags::TRUNC) {
-                    let found = open_checked(dir, name, OFlags::PATH, id)?;
-                    return fs::reopen(found.as_fd(), flags).doing("opening");
-                }
-                open_checked(dir, name, flags, id)
-            },
+            |dir, name, id| open_checked(dir, name, flags, id),
             |fd| fs::reopen(fd.as_fd(), flags).doing("opening"),
         )
     }

@@ -29,7 +29,7 @@ pub enum Error {
 }
 
 /// Result of the overlay's operations.
-pub type Result<T> = std::result::Result<T, Error>;
+pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
     /// The errno (> 0) that the caller's system call gets.

@@ -13,7 +13,7 @@ use rustix::io::Errno;
 
 use super::error::{Doing, refuse};
 use super::node::{FACT_WHOLE, Node, Place};
-use super::{Asker, Bytes, Error, Handle, Ino, Overlay, Result, Target};
+use super::{Asker, Bytes, Error, Handle, Ino, Overlay, Result, Target, keep};
 use crate::inode::{Attr, Kind};
 use crate::lower::{Nid, Seek};
 use crate::sys::asker::PRIVILEGES;
@@ -136,7 +136,9 @@ impl Overlay {
             Target::Upper(node) => {
                 let fd = self.open_backing(&node, flags)?;
                 if flags & libc::O_TRUNC != 0 {
+                    let cut = self.cut_to(fd.as_fd(), 0);
                     self.settle(fd.as_fd(), &mut None);
+                    cut?;
                 }
                 self.keep_open(node, fd, flags)
             }
@@ -144,18 +146,15 @@ impl Overlay {
     }
 
     /// Opens the upper's file for what `flags` ask. Reading is always asked for too, since a
-    /// writer's file may be mapped or copied from; appending is the kernel's to place.
+    /// writer's file may be mapped or copied from; appending is the kernel's to place. Not cut yet.
     fn open_backing(&self, node: &Arc<Node>, flags: i32) -> Result<OwnedFd> {
         self.check_whole(node)?;
-        let trunc = if flags & libc::O_TRUNC != 0 {
-            OFlags::TRUNC
-        } else {
-            OFlags::empty()
-        };
         let sync = u32::try_from(flags & (libc::O_SYNC | libc::O_DSYNC)).unwrap_or(0);
-        let extra = trunc | OFlags::from_bits_retain(sync) | OFlags::NONBLOCK;
+        let extra = OFlags::from_bits_retain(sync) | OFlags::NONBLOCK;
         match flags & libc::O_ACCMODE {
-            libc::O_RDONLY if trunc.is_empty() => self.open_node(node, OFlags::RDONLY | extra),
+            libc::O_RDONLY if flags & libc::O_TRUNC == 0 => {
+                self.open_node(node, OFlags::RDONLY | extra)
+            }
             libc::O_WRONLY => match self.open_node(node, OFlags::RDWR | extra) {
                 Err(Error::Upper {
                     errno: Errno::ACCESS,
@@ -317,11 +316,7 @@ impl Overlay {
             let (mut claim, fits) = self.claim_data(fd.as_fd(), offset, len)?;
             let fits = usize::try_from(fits).unwrap_or(data.len());
             let data = data.get(..fits).unwrap_or(data);
-            let written = match offset {
-                Some(offset) => fs::write(fd.as_fd(), offset, data),
-                None => fs::append(fd.as_fd(), data),
-            }
-            .doing("writing");
+            let written = self.write_kept(fd.as_fd(), offset, data).doing("writing");
             self.settle(fd.as_fd(), &mut claim);
             written
         })
@@ -396,6 +391,7 @@ impl Overlay {
         let mode = mode.ok_or(Error::Refused(Errno::OPNOTSUPP))?;
         self.with_room(|| {
             let mut claim = self.claim_range(fd.as_fd(), mode, offset, len)?;
+            self.keep_old(fd.as_fd(), keep::changed_by(mode, offset, len));
             let done = fs::fallocate(fd.as_fd(), mode, offset, len).doing("allocating");
             self.settle(fd.as_fd(), &mut claim);
             done
@@ -450,13 +446,15 @@ impl Overlay {
         match self.backing(&source)? {
             Backing::Upper(fd, _) => {
                 let mut most = u64::try_from(len).unwrap_or(u64::MAX);
-                if self.counts() {
-                    // No more than there is, for which room is kept.
+                if self.counts() || self.keeps() {
+                    // No more than there is, for which room is kept, or what it replaces.
                     let size = fs::fstat(fd.as_fd()).doing("copying")?.attr.size;
                     most = most.min(size.saturating_sub(from_offset));
                 }
                 let (mut claim, fits) = self.claim_data(out.as_fd(), Some(to_offset), most)?;
                 let len = usize::try_from(fits).unwrap_or(len);
+                let end = to_offset.saturating_add(u64::try_from(len).unwrap_or(u64::MAX));
+                self.keep_old(out.as_fd(), to_offset..end);
                 let copied = fs::copy_range(fd.as_fd(), from_offset, out.as_fd(), to_offset, len);
                 self.settle(out.as_fd(), &mut claim);
                 copied.doing("copying")
@@ -480,7 +478,9 @@ impl Overlay {
                 let (mut claim, fits) = self.claim_data(out.as_fd(), Some(to_offset), most)?;
                 let fits = usize::try_from(fits).unwrap_or(data.len());
                 let data = data.get(..fits).unwrap_or(data);
-                let written = fs::write(out.as_fd(), to_offset, data).doing("copying");
+                let written = self
+                    .write_kept(out.as_fd(), Some(to_offset), data)
+                    .doing("copying");
                 self.settle(out.as_fd(), &mut claim);
                 written
             }

@@ -4,11 +4,15 @@
 //! closed takes a lock. It is before all locks in the order of [`overlay`](super): who has passed
 //! never waits for it again, so that what is under way always comes to its end.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
+use super::keep::{Kept, Log};
+use super::node::lock;
 use super::order::{Class, Held, Lock};
-use super::{Overlay, ROOT_INO};
+use super::{Overlay, ROOT_INO, Result};
+use crate::upper::Upper;
+use crate::upper::work::Beside;
 
 /// Of [`Gate::state`]: closed. The bits below count who has passed.
 const CLOSED: u64 = 1 << 63;
@@ -17,13 +21,33 @@ const CLOSED: u64 = 1 << 63;
 #[derive(Debug, Default)]
 pub(super) struct Gate {
     state: AtomicU64,
-    /// Somebody has closed it, or is about to.
-    taken: Mutex<bool>,
+    turn: Mutex<Turn>,
     event: Condvar,
+    /// Whether there is a log: looked at by who has passed.
+    keeping: AtomicBool,
+    log: Mutex<Option<Arc<Log>>>,
+    /// Where logs are made.
+    beside: Beside,
     /// How many are held back.
     #[cfg(test)]
     held: std::sync::atomic::AtomicUsize,
 }
+
+#[derive(Debug, Default)]
+struct Turn {
+    /// Somebody has closed it or is about to, or keeps what is overwritten: the next one waits.
+    taken: bool,
+    /// It is closed, or about to be.
+    shut: bool,
+}
+
+/// It is this one's turn until this is dropped.
+#[derive(Debug)]
+pub(super) struct Taken(Arc<Gate>);
+
+/// The gate is closed until this is dropped.
+#[derive(Debug)]
+struct Shut(Arc<Gate>);
 
 /// Has passed the gate; is done when dropped.
 #[derive(Debug)]
@@ -56,10 +80,20 @@ pub(super) struct Pass<'a>(&'a Gate);
 #[derive(Debug)]
 #[must_use = "changes go on as soon as it is dropped"]
 pub struct Frozen {
-    gate: Arc<Gate>,
+    // In this order: opened before it is the next one's turn, whose closing would else be undone.
+    shut: Shut,
+    taken: Taken,
 }
 
 impl Gate {
+    /// Of an overlay with this upper.
+    pub(super) fn of(upper: Option<&Upper>) -> Self {
+        Self {
+            beside: upper.map(Upper::beside).unwrap_or_default(),
+            ..Self::default()
+        }
+    }
+
     /// Passes, when it is open.
     fn pass(&self) -> Pass<'_> {
         loop {
@@ -67,12 +101,12 @@ impl Gate {
                 return Pass(self);
             }
             self.leave();
-            let shut = |taken: &mut bool| *taken;
+            let shut = |turn: &mut Turn| turn.shut;
             #[cfg(test)]
             self.held.fetch_add(1, Ordering::SeqCst);
             drop(
                 self.event
-                    .wait_while(self.taken(), shut)
+                    .wait_while(self.turn(), shut)
                     .unwrap_or_else(PoisonError::into_inner),
             );
             #[cfg(test)]
@@ -83,27 +117,45 @@ impl Gate {
     fn leave(&self) {
         if self.state.fetch_sub(1, Ordering::AcqRel) == CLOSED | 1 {
             // Who closes it looks at the count under the lock, and so hears of this.
-            drop(self.taken());
+            drop(self.turn());
             self.event.notify_all();
         }
     }
 
     /// Closes it when it is open, and waits until all who have passed are done.
     pub(super) fn close(self: &Arc<Self>) -> Frozen {
-        let wait = |taken, condition: &mut dyn FnMut(&mut bool) -> bool| {
+        let wait = |turn, condition: &mut dyn FnMut(&mut Turn) -> bool| {
             self.event
-                .wait_while(taken, condition)
+                .wait_while(turn, condition)
                 .unwrap_or_else(PoisonError::into_inner)
         };
-        let mut taken = wait(self.taken(), &mut |taken| *taken);
-        *taken = true;
+        let mut turn = wait(self.turn(), &mut |turn| turn.taken);
+        *turn = Turn {
+            taken: true,
+            shut: true,
+        };
         self.state.fetch_or(CLOSED, Ordering::AcqRel);
-        drop(wait(taken, &mut |_| {
+        drop(wait(turn, &mut |_| {
             self.state.load(Ordering::Acquire) != CLOSED
         }));
         Frozen {
-            gate: Arc::clone(self),
+            shut: Shut(Arc::clone(self)),
+            taken: Taken(Arc::clone(self)),
         }
+    }
+
+    /// The log, if there is one, for who has passed: who made it had all others waited for.
+    pub(super) fn log(&self) -> Option<Arc<Log>> {
+        if !self.keeping.load(Ordering::Acquire) {
+            return None;
+        }
+        lock(&self.log).clone()
+    }
+
+    fn set_log(&self, log: Option<Arc<Log>>) {
+        let is_some = log.is_some();
+        *lock(&self.log) = log;
+        self.keeping.store(is_some, Ordering::Release);
     }
 
     /// How many are held back.
@@ -112,8 +164,8 @@ impl Gate {
         self.held.load(Ordering::SeqCst)
     }
 
-    fn taken(&self) -> MutexGuard<'_, bool> {
-        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    fn turn(&self) -> MutexGuard<'_, Turn> {
+        lock(&self.turn)
     }
 }
 
@@ -123,14 +175,47 @@ impl Drop for Pass<'_> {
     }
 }
 
-impl Drop for Frozen {
+impl Drop for Shut {
     fn drop(&mut self) {
-        // Both at once: else the next one's closing would be undone.
-        let mut taken = self.gate.taken();
-        self.gate.state.fetch_and(!CLOSED, Ordering::AcqRel);
-        *taken = false;
-        drop(taken);
-        self.gate.event.notify_all();
+        let mut turn = self.0.turn();
+        self.0.state.fetch_and(!CLOSED, Ordering::AcqRel);
+        turn.shut = false;
+        drop(turn);
+        self.0.event.notify_all();
+    }
+}
+
+impl Taken {
+    /// Nobody who comes finds a log any more.
+    pub(super) fn end_log(&self) {
+        self.0.set_log(None);
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        self.0.turn().taken = false;
+        self.0.event.notify_all();
+    }
+}
+
+impl Frozen {
+    /// Lets changes go on, but for the bytes of some files: what is overwritten or cut off of those
+    /// is written to a [log](Kept) first. `files` are their numbers (`st_ino`) in the upper.
+    ///
+    /// # Errors
+    /// Why no log can be made, and what was frozen, which still is: EROFS where there is no upper;
+    /// open(2)'s.
+    pub fn keep(self, files: impl IntoIterator<Item = u64>) -> Result<Kept, (Self, super::Error)> {
+        let Self { shut, taken } = self;
+        let log = match Log::new(&taken.0.beside, files) {
+            Ok(log) => Arc::new(log),
+            Err(error) => return Err((Self { shut, taken }, error)),
+        };
+        taken.0.set_log(Some(Arc::clone(&log)));
+        // Who passes from here on finds it.
+        drop(shut);
+        Ok(Kept::new(log, taken))
     }
 }
 

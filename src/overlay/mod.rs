@@ -8,12 +8,15 @@
 //! the upper (with [`group`] and [`links`] for hard links), [`create`], [`remove`] and [`rename`]
 //! change names, [`attr`], [`xattr`], [`mod@file`] and [`dir`] (with [`listing`]) do what their
 //! names say, [`node`] holds the state, [`room`] waits for space that is about to come free,
-//! [`gate`] holds all changes back for a moment, [`quota`] counts what the upper holds.
+//! [`gate`] holds all changes back for a moment, [`keep`] writes down what they throw away while
+//! somebody copies, [`quota`] counts what the upper holds.
 //!
 //! Lock order: the [`gate`] of changing operations → an inode's `copying` → its ancestors' `copying` → `entries` of directories (two:
 //! lower number first) → `redirects_found` → `place` of nodes (two: lower number first; a
 //! directory's parent's may be read under its own) → the table's slots and the small leaf locks in
-//! [`node`] → the ledger's of [`quota`]. Nothing but the first five is held across a system call. Debug builds assert the order
+//! [`node`] → the ledger's of [`quota`]. Nothing but the first five is held across a system call,
+//! and the locks of [`keep`] (a file's → the log's), under which nothing else is taken and which are
+//! asked for under the gate alone. Debug builds assert the order
 //! ([`order`]). Who finds under `entries` that a name must be waited for (a group of hard links is
 //! rising) lets go of them first, and looks again.
 //!
@@ -30,6 +33,7 @@ mod error;
 mod file;
 mod gate;
 mod group;
+mod keep;
 mod links;
 mod listing;
 mod locate;
@@ -47,6 +51,7 @@ pub use counters::Counters;
 pub use error::{Error, Result};
 pub(crate) use gate::Freezer;
 pub use gate::Frozen;
+pub use keep::Kept;
 pub use quota::{Quota, Usage};
 
 use std::os::fd::AsFd;
@@ -180,6 +185,7 @@ impl Overlay {
             place,
         };
         let (root, _) = table.intern(seed);
+        let gate = gate::Gate::of(upper.as_ref());
         Self {
             image: ImageId(lower.fingerprint()),
             lower,
@@ -194,7 +200,7 @@ impl Overlay {
             fresh: true,
             redirects_found: Mutex::new(false),
             poisoned: AtomicBool::new(false),
-            gate: Arc::default(),
+            gate: Arc::new(gate),
             counters: Counters::default(),
             ledger: None,
             #[cfg(test)]

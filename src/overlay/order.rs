@@ -22,6 +22,8 @@ pub(super) enum Class {
     PlaceRead,
     /// Where an inode is stored, to change.
     PlaceWrite,
+    /// Held while what a file held is written down; the number is the upper's own.
+    Keeping,
 }
 
 /// One lock of one node.
@@ -126,10 +128,10 @@ mod checked {
     }
 
     fn may_follow(held: &Lock, next: &Lock) -> bool {
-        use Class::{Copying, Entries, Gate, Moves, PlaceRead, PlaceWrite};
+        use Class::{Copying, Entries, Gate, Keeping, Moves, PlaceRead, PlaceWrite};
         match (held.class, next.class) {
-            (_, Gate) => false,
-            (Gate, _) => true,
+            (_, Gate) | (Keeping, _) => false,
+            (Gate, _) | (_, Keeping) => true,
             // An inode's, then those of the directories above it.
             (Copying, Copying) => next.is_dir && held.ino != next.ino,
             (Copying, _)

@@ -33,7 +33,7 @@ use crate::inode::{Attr, Kind, SetTime, Time};
 use crate::name::Name;
 
 pub use data::{append, copy_range, fallocate, read, sync, truncate, write, write_out};
-pub use extents::{is_xfs, next_allocated, was_asked_for};
+pub use extents::{is_xfs, next_allocated, next_data, was_asked_for};
 pub use xattr::{flistxattr, getxattr, listxattr, removexattr, setxattr};
 
 /// Attributes of a file with the device it lies on.

@@ -22,6 +22,7 @@ use std::fs::DirBuilder;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use rustix::fs::{FlockOperation, OFlags};
@@ -110,7 +111,7 @@ pub enum UpperError {
 #[derive(Debug)]
 pub struct Upper {
     root: OwnedFd,
-    work: OwnedFd,
+    work: Arc<OwnedFd>,
     /// The directory given as `work`; holds the lock and [`Self::work`].
     workdir: OwnedFd,
     namespace: Namespace,
@@ -182,7 +183,7 @@ impl Upper {
         );
         Ok(Self {
             root,
-            work: work_fd,
+            work: Arc::new(work_fd),
             workdir,
             namespace,
             ids,

@@ -5,6 +5,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 
 use rustix::fs::{OFlags, RenameFlags};
 use rustix::io::{Errno, Result};
@@ -35,6 +36,18 @@ struct Entry<'a> {
     gone: bool,
 }
 
+/// The way to a work directory, which it does not keep open.
+#[derive(Debug, Clone, Default)]
+pub struct Beside(Weak<OwnedFd>);
+
+/// A file of the work directory that never becomes an entry; its name goes when this is dropped.
+#[derive(Debug)]
+pub struct Notes {
+    work: Arc<OwnedFd>,
+    name: &'static str,
+    fd: OwnedFd,
+}
+
 /// What a [`Temp`] is made as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Blank<'a> {
@@ -50,7 +63,54 @@ pub enum Blank<'a> {
     NullDevice,
 }
 
+impl Beside {
+    /// Makes a file of this name, mode 0600, for reading and writing, in place of one that is there.
+    ///
+    /// # Errors
+    /// open(2)'s; EROFS where there is no upper, or none any more.
+    pub fn notes(&self, name: &'static str) -> Result<Notes> {
+        let work = self.0.upgrade().ok_or(Errno::ROFS)?;
+        match fs::unlink(work.as_fd(), name.as_bytes()) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(errno) => return Err(errno),
+        }
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
+        let fd = fs::open(work.as_fd(), name.as_bytes(), flags, 0o600)?;
+        Ok(Notes { work, name, fd })
+    }
+}
+
+impl Notes {
+    /// The file.
+    #[must_use]
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    /// Its name in `work/work`.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+}
+
+impl Drop for Notes {
+    fn drop(&mut self) {
+        match fs::unlink(self.work.as_fd(), self.name.as_bytes()) {
+            // Where the next mount has cleared it away.
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(errno) => tracing::warn!(%errno, "leaving rubbish in work/"),
+        }
+    }
+}
+
 impl Upper {
+    /// The way to the work directory, for who may outlive the mount.
+    #[must_use]
+    pub fn beside(&self) -> Beside {
+        Beside(Arc::downgrade(&self.work))
+    }
+
     fn temp_of(&self, name: Vec<u8>, fd: OwnedFd) -> Temp<'_> {
         let entry = Entry {
             upper: self,

@@ -9,6 +9,8 @@ use serde_json::{Value, json};
 
 use super::socket;
 use crate::metrics::Snapshot;
+#[cfg(doc)]
+use crate::overlay;
 
 /// How long a server may take for an answer.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -25,6 +27,14 @@ pub struct Client {
 /// While this is there, nothing is changed in the mount.
 #[derive(Debug)]
 pub struct Freeze(Client);
+
+/// While this is there, the mount is changed, but what is overwritten of some files is kept in a
+/// log: [`Freeze::keep`].
+#[derive(Debug)]
+pub struct Keep {
+    client: Client,
+    log: String,
+}
 
 impl Client {
     /// Connects to the server whose socket is at `path`, however long that is.
@@ -61,14 +71,24 @@ impl Client {
     /// # Errors
     /// The server says why not.
     pub fn freeze(mut self) -> io::Result<Freeze> {
-        self.stream.get_ref().set_read_timeout(None)?;
-        let frozen = self.ask("freeze");
-        self.stream.get_ref().set_read_timeout(Some(PATIENCE))?;
-        frozen.map(|_| Freeze(self))
+        self.ask_long("freeze", &json!({}))?;
+        Ok(Freeze(self))
     }
 
     fn ask(&mut self, what: &str) -> io::Result<Value> {
-        let line = format!("{}\n", json!({ what: {} }));
+        self.ask_with(what, &json!({}))
+    }
+
+    /// Asks for what may take long.
+    fn ask_long(&mut self, what: &str, with: &Value) -> io::Result<Value> {
+        self.stream.get_ref().set_read_timeout(None)?;
+        let answer = self.ask_with(what, with);
+        self.stream.get_ref().set_read_timeout(Some(PATIENCE))?;
+        answer
+    }
+
+    fn ask_with(&mut self, what: &str, with: &Value) -> io::Result<Value> {
+        let line = format!("{}\n", json!({ what: with }));
         let silent = |error: io::Error| match error.kind() {
             io::ErrorKind::WouldBlock => io::Error::new(
                 io::ErrorKind::TimedOut,
@@ -95,13 +115,24 @@ impl Client {
             let why = why.as_str().unwrap_or("for no reason");
             return Err(io::Error::other(why.to_owned()));
         }
-        answer.get_mut(what).map(Value::take).ok_or_else(|| {
-            io::Error::new(
-                io::ErrorKind::InvalidData,
-                "the server has answered something else",
-            )
-        })
+        answer
+            .get_mut(what)
+            .map(Value::take)
+            .ok_or_else(something_else)
     }
+
+    fn end(&mut self) {
+        if let Err(error) = self.stream.get_ref().shutdown(std::net::Shutdown::Both) {
+            tracing::debug!("the connection has ended already: {error}");
+        }
+    }
+}
+
+fn something_else() -> io::Error {
+    io::Error::new(
+        io::ErrorKind::InvalidData,
+        "the server has answered something else",
+    )
 }
 
 fn hung_up() -> io::Error {
@@ -112,6 +143,36 @@ fn hung_up() -> io::Error {
 }
 
 impl Freeze {
+    /// Lets changes go on, but has what they overwrite of some files, by their numbers in the
+    /// upper, written to a log first. What the log is like is said of [`overlay::Kept`]; it must be
+    /// open before [`Keep::thaw`].
+    ///
+    /// # Errors
+    /// The server says why not, and all is frozen still. Where it has not answered, or not as it
+    /// should, that is not known: the connection has ended, and thawing will fail.
+    pub fn keep(mut self, files: &[u64]) -> Result<Keep, (Self, io::Error)> {
+        let kept = self.0.ask_long("keep", &json!({ "files": files }));
+        let log = kept.and_then(|kept| {
+            let log = kept.get("log").and_then(Value::as_str);
+            let log =
+                log.filter(|log| !matches!(*log, "" | "." | "..") && !log.contains(['/', '\0']));
+            log.map(str::to_owned).ok_or_else(something_else)
+        });
+        match log {
+            Ok(log) => Ok(Keep {
+                client: self.0,
+                log,
+            }),
+            Err(error) => {
+                if error.kind() != io::ErrorKind::Other {
+                    // Changes may be going on: who copies must not take them for held back.
+                    self.0.end();
+                }
+                Err((self, error))
+            }
+        }
+    }
+
     /// Ends it, waits until it has ended, and gives the connection back.
     ///
     /// # Errors
@@ -119,6 +180,25 @@ impl Freeze {
     pub fn thaw(self) -> io::Result<Client> {
         let mut client = self.0;
         client.ask("thaw")?;
+        Ok(client)
+    }
+}
+
+impl Keep {
+    /// The log's name, in the directory `work` of the work directory. It is no path.
+    #[must_use]
+    pub fn log(&self) -> &str {
+        &self.log
+    }
+
+    /// Ends it, waits until it has ended, and gives the connection back: nothing more is written to
+    /// the log, and all is there.
+    ///
+    /// # Errors
+    /// The server could not keep all; or it does not answer, and it ends with the connection then.
+    pub fn thaw(self) -> io::Result<Client> {
+        let mut client = self.client;
+        client.ask_long("thaw", &json!({}))?;
         Ok(client)
     }
 }

@@ -16,12 +16,31 @@ mod talk;
 
 use crate::metrics::Snapshot;
 
-pub use client::{Client, Freeze};
+pub use client::{Client, Freeze, Keep};
 pub use listen::Listen;
 pub(super) use serve::{Listeners, Serving};
 
-/// Kept while a mount is frozen; it thaws when this is dropped.
-pub type Frozen = Box<dyn Send>;
+/// A mount that is frozen; it thaws when this is dropped.
+pub trait Frozen: Send {
+    /// Lets changes go on, but has what they overwrite of some files, by their numbers in the
+    /// upper, written to a log first.
+    ///
+    /// # Errors
+    /// Why not, in one line, and what still is frozen.
+    fn keep(self: Box<Self>, files: &[u64]) -> Result<Box<dyn Kept>, (Box<dyn Frozen>, String)>;
+}
+
+/// A mount that keeps what is overwritten; it does so no more when this is dropped.
+pub trait Kept: Send {
+    /// The log's name, in the directory `work` of the work directory.
+    fn log(&self) -> String;
+
+    /// Ends it; the log has lost its name then.
+    ///
+    /// # Errors
+    /// Why not all is in the log, in one line.
+    fn finish(self: Box<Self>) -> Result<(), String>;
+}
 
 /// What can be asked of a server.
 pub trait Control: Send + Sync {
@@ -33,5 +52,5 @@ pub trait Control: Send + Sync {
     ///
     /// # Errors
     /// Why it cannot be, in one line.
-    fn freeze(&self) -> Result<Frozen, String>;
+    fn freeze(&self) -> Result<Box<dyn Frozen>, String>;
 }

@@ -9,19 +9,24 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
-use super::{Control, Frozen};
+use super::{Control, Frozen, Kept};
 
-/// The longest line that is read.
-const LONGEST: usize = 4096;
+/// The longest line that is read: so many numbers must fit as [`MOST_FILES`] says.
+const LONGEST: usize = 128 << 10;
+
+/// Of so many files what is overwritten can be kept.
+const MOST_FILES: usize = 4096;
 
 /// How long a client may take for a line, and for taking an answer.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What can be asked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 enum Asked {
     Stats,
     Freeze,
+    /// The numbers of the files.
+    Keep(Vec<u64>),
     Thaw,
 }
 
@@ -32,6 +37,9 @@ fn parse(line: &[u8]) -> Result<Asked, String> {
     let Some((name, with)) = one.and_then(|object| object.iter().next()) else {
         return Err("a request is an object with one key, such as {\"stats\":{}}".to_owned());
     };
+    if name == "keep" {
+        return parse_keep(with).map(Asked::Keep);
+    }
     if with.as_object().is_none_or(|with| !with.is_empty()) {
         return Err(format!("{name:?} takes an empty object"));
     }
@@ -40,9 +48,28 @@ fn parse(line: &[u8]) -> Result<Asked, String> {
         "freeze" => Ok(Asked::Freeze),
         "thaw" => Ok(Asked::Thaw),
         _ => Err(format!(
-            "there is no request {name:?}, but \"stats\", \"freeze\" and \"thaw\""
+            "there is no request {name:?}, but \"stats\", \"freeze\", \"keep\" and \"thaw\""
         )),
     }
+}
+
+/// The numbers of the files that a `keep` names.
+fn parse_keep(with: &Value) -> Result<Vec<u64>, String> {
+    let one = with.as_object().filter(|with| with.len() == 1);
+    let Some(files) = one
+        .and_then(|with| with.get("files"))
+        .and_then(Value::as_array)
+    else {
+        return Err("\"keep\" takes {\"files\":[…]}".to_owned());
+    };
+    if files.len() > MOST_FILES {
+        return Err(format!("\"files\" may be {MOST_FILES} at most"));
+    }
+    let number = |file: &Value| {
+        file.as_u64()
+            .ok_or_else(|| "\"files\" are numbers of inodes".to_owned())
+    };
+    files.iter().map(number).collect()
 }
 
 /// The line that a connection sends next.
@@ -85,8 +112,13 @@ impl Lines {
 
 /// What one connection has frozen; it thaws when this is dropped.
 struct Held {
-    frozen: Frozen,
+    what: What,
     _only: OwnedSemaphorePermit,
+}
+
+enum What {
+    Frozen(Box<dyn Frozen>),
+    Kept(Box<dyn Kept>),
 }
 
 /// Who may freeze, one at a time.
@@ -126,8 +158,13 @@ where
             break;
         }
     }
-    thaw(held).await;
+    if let Err(why) = thaw(held).await {
+        tracing::debug!("who froze the mount has gone: {why}");
+    }
 }
+
+/// Said to who has not.
+const NOT_FROZEN: &str = "this connection has not frozen the mount";
 
 fn error(why: impl Into<String>) -> Value {
     json!({ "error": why.into() })
@@ -155,11 +192,19 @@ async fn answer(
             }
             Err(why) => error(why),
         },
-        Ok(Asked::Thaw) if held.is_some() => {
-            thaw(held.take()).await;
-            json!({ "thaw": {} })
-        }
-        Ok(Asked::Thaw) => error("this connection has not frozen the mount"),
+        Ok(Asked::Keep(files)) => match held.take() {
+            Some(frozen) => {
+                let (now, answer) = keep(frozen, files).await;
+                *held = now;
+                answer
+            }
+            None => error(NOT_FROZEN),
+        },
+        Ok(Asked::Thaw) if held.is_some() => match thaw(held.take()).await {
+            Ok(()) => json!({ "thaw": {} }),
+            Err(why) => error(why),
+        },
+        Ok(Asked::Thaw) => error(NOT_FROZEN),
     }
 }
 
@@ -171,7 +216,7 @@ async fn freeze(control: &Arc<dyn Control>, freezing: &Freezing) -> Result<Held,
     let frozen = spawn_blocking(move || {
         let frozen = control.freeze()?;
         Ok(Held {
-            frozen,
+            what: What::Frozen(frozen),
             _only: only,
         })
     });
@@ -180,12 +225,42 @@ async fn freeze(control: &Arc<dyn Control>, freezing: &Freezing) -> Result<Held,
         .unwrap_or_else(|failed| Err(failed.to_string()))
 }
 
-async fn thaw(held: Option<Held>) {
-    if let Some(held) = held
-        && let Err(error) = spawn_blocking(move || drop(held.frozen)).await
-    {
-        tracing::error!("thawing: {error}");
-    }
+/// What is held then, and the answer. Nothing is where keeping panicked: the next thaw is refused.
+async fn keep(held: Held, files: Vec<u64>) -> (Option<Held>, Value) {
+    let kept = spawn_blocking(move || {
+        let Held { what, _only } = held;
+        let (what, answer) = match what {
+            What::Frozen(frozen) => match frozen.keep(&files) {
+                Ok(kept) => {
+                    let answer = json!({ "keep": { "log": kept.log() } });
+                    (What::Kept(kept), answer)
+                }
+                Err((frozen, why)) => (What::Frozen(frozen), error(why)),
+            },
+            kept @ What::Kept(_) => (kept, error("this connection keeps files already")),
+        };
+        (Some(Held { what, _only }), answer)
+    });
+    kept.await
+        .unwrap_or_else(|failed| (None, error(failed.to_string())))
+}
+
+async fn thaw(held: Option<Held>) -> Result<(), String> {
+    let Some(held) = held else {
+        return Ok(());
+    };
+    // Whoever comes next may freeze when all has ended.
+    let thawed = spawn_blocking(move || match held.what {
+        What::Frozen(frozen) => {
+            drop(frozen);
+            Ok(())
+        }
+        What::Kept(kept) => kept.finish(),
+    });
+    thawed.await.unwrap_or_else(|failed| {
+        tracing::error!("thawing: {failed}");
+        Err(failed.to_string())
+    })
 }
 
 #[cfg(test)]
@@ -217,9 +292,43 @@ mod tests {
             snapshot
         }
 
-        fn freeze(&self) -> Result<Frozen, String> {
+        fn freeze(&self) -> Result<Box<dyn Frozen>, String> {
             self.frozen.fetch_add(1, Ordering::SeqCst);
             Ok(Box::new(Thaws(Arc::clone(&self.frozen))))
+        }
+    }
+
+    /// Files of number 13 cannot be kept, and of what is written to number 14 not all is.
+    struct Keeps {
+        files: Vec<u64>,
+        _thaws: Thaws,
+    }
+
+    impl Frozen for Thaws {
+        fn keep(
+            self: Box<Self>,
+            files: &[u64],
+        ) -> Result<Box<dyn Kept>, (Box<dyn Frozen>, String)> {
+            if files.contains(&13) {
+                return Err((self, "bad luck".to_owned()));
+            }
+            Ok(Box::new(Keeps {
+                files: files.to_vec(),
+                _thaws: *self,
+            }))
+        }
+    }
+
+    impl Kept for Keeps {
+        fn log(&self) -> String {
+            format!("of {}", self.files.len())
+        }
+
+        fn finish(self: Box<Self>) -> Result<(), String> {
+            match self.files.contains(&14) {
+                true => Err("not all".to_owned()),
+                false => Ok(()),
+            }
         }
     }
 
@@ -293,6 +402,74 @@ mod tests {
             assert_eq!(frozen.load(Ordering::SeqCst), 0);
             let other = say(&control, &freezing, b"{\"freeze\":{}}\n").await;
             assert_eq!(other, ["{\"freeze\":{}}"]);
+        });
+    }
+
+    #[test]
+    fn what_is_overwritten_is_kept_until_the_thaw() {
+        block_on(async {
+            let counting = Counting::default();
+            let frozen = Arc::clone(&counting.frozen);
+            let control: Arc<dyn Control> = Arc::new(counting);
+            let freezing = Freezing::new();
+            let said: Vec<_> = [
+                r#"{"keep":{"files":[1]}}"#,
+                r#"{"freeze":{}}"#,
+                r#"{"keep":{"files":[12,13]}}"#,
+                r#"{"keep":{}}"#,
+                r#"{"keep":[1]}"#,
+                r#"{"keep":{"files":1}}"#,
+                r#"{"keep":{"files":[-1]}}"#,
+                r#"{"keep":{"files":[1.5]}}"#,
+                r#"{"keep":{"files":["1"]}}"#,
+                r#"{"keep":{"files":[18446744073709551616]}}"#,
+                r#"{"keep":{"files":[1],"more":1}}"#,
+                r#"{"keep":{"files":[1,18446744073709551615]}}"#,
+                r#"{"keep":{"files":[]}}"#,
+                r#"{"freeze":{}}"#,
+                r#"{"thaw":{}}"#,
+                r#"{"thaw":{}}"#,
+                r#"{"freeze":{}}"#,
+                r#"{"keep":{"files":[14]}}"#,
+                r#"{"thaw":{}}"#,
+                r#"{"freeze":{}}"#,
+                r#"{"keep":{"files":[]}}"#,
+            ]
+            .join("\n")
+            .into_bytes();
+            let heard = say(&control, &freezing, &[&said[..], b"\n"].concat()).await;
+            let is_error = |n: usize| heard[n].starts_with("{\"error\":\"");
+            assert!(is_error(0), "not frozen yet: {heard:?}");
+            assert_eq!(heard[2], r#"{"error":"bad luck"}"#);
+            assert!((3..11).all(is_error), "{heard:?}");
+            assert_eq!(heard[11], r#"{"keep":{"log":"of 2"}}"#, "still frozen");
+            assert!(is_error(12) && is_error(13), "kept already: {heard:?}");
+            assert_eq!(heard[14], r#"{"thaw":{}}"#);
+            assert!(is_error(15), "thawed: {heard:?}");
+            assert_eq!(heard[16], r#"{"freeze":{}}"#);
+            assert_eq!(heard[18], r#"{"error":"not all"}"#);
+            assert_eq!(heard[19], r#"{"freeze":{}}"#, "it has thawed all the same");
+            assert_eq!(heard.len(), 21);
+            assert_eq!(frozen.load(Ordering::SeqCst), 0, "the end ends that too");
+        });
+    }
+
+    #[test]
+    fn as_many_files_fit_as_may_be() {
+        block_on(async {
+            let control: Arc<dyn Control> = Arc::new(Counting::default());
+            let keep = |n: usize| {
+                let files = vec![u64::MAX; n];
+                format!("{}\n", json!({ "keep": { "files": files } }))
+            };
+            let said = format!(
+                "{{\"freeze\":{{}}}}\n{}{}",
+                keep(MOST_FILES + 1),
+                keep(MOST_FILES)
+            );
+            let heard = say(&control, &Freezing::new(), said.as_bytes()).await;
+            assert!(heard[1].contains("4096 at most"), "{heard:?}");
+            assert_eq!(heard[2], r#"{"keep":{"log":"of 4096"}}"#);
         });
     }
 

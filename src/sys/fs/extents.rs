@@ -105,7 +105,12 @@ pub fn next_allocated(fd: BorrowedFd<'_>, range: Range<u64>) -> Result<Option<Ra
     }
 }
 
-fn next_data(fd: BorrowedFd<'_>, range: &Range<u64>) -> Result<Option<Range<u64>>> {
+/// The first part of `range` that has data: the rest, and what follows it, reads as zeros.
+///
+/// # Errors
+/// lseek(2)'s; EINVAL where the filesystem cannot tell.
+pub fn next_data(fd: BorrowedFd<'_>, range: &Range<u64>) -> Result<Option<Range<u64>>> {
+    pass!(Look);
     let start = match rustix::fs::seek(fd, SeekFrom::Data(range.start)) {
         Ok(start) => start,
         Err(Errno::NXIO) => return Ok(None),
