@@ -16,6 +16,7 @@ mod checkpoint;
 mod create;
 mod destroy;
 mod error;
+mod hold;
 mod holders;
 mod id;
 mod locker;

@@ -38,10 +38,11 @@ const ZEROS: u64 = 1 << 63;
 pub trait Hold {
     /// Lets changes go on, and from now on keeps in a log what is about to be overwritten or cut
     /// off in `files`, by their numbers in the upper's filesystem. Of no files: just lets go.
+    /// `false` where it cannot; the upper is held still as before.
     ///
     /// # Errors
-    /// Why it cannot; the upper is held still as before.
-    fn let_go(&self, files: &[u64]) -> io::Result<()>;
+    /// The upper may have changed.
+    fn let_go(&self, files: &[u64]) -> io::Result<bool>;
 
     /// Ends the log and gives it, from its beginning: records of a file's number, an offset, a
     /// length (64 bits each, little endian) and so many bytes, or none where the length's highest
@@ -77,16 +78,15 @@ impl Changes<'_> {
         let written = write(file, &put, &mut later, progress)?;
         let files: Vec<u64> = later.files.iter().map(|large| large.ino).collect();
         let before = written.0.bytes;
-        if let Err(error) = hold.let_go(&files) {
-            tracing::debug!("writes are held back until all is copied: {error}");
-            later.copy(file, before, progress)?;
-            // Whoever holds it lets go when it is done.
-            return Ok(written);
-        }
+        let goes = hold.let_go(&files).map_err(DiffError::Held)?;
+        later.copy(file, before, progress)?;
         if files.is_empty() {
             return Ok(written);
         }
-        later.copy(file, before, progress)?;
+        if !goes {
+            hold.let_go(&[]).map_err(DiffError::Held)?;
+            return Ok(written);
+        }
         match hold.log() {
             Ok(log) => {
                 later.restore(file, log)?;
@@ -96,7 +96,9 @@ impl Changes<'_> {
                 tracing::debug!("all is copied again, and writes are held back: {error}");
                 hold.hold().map_err(DiffError::Held)?;
                 file.set_len(0).map_err(DiffError::Write)?;
-                write(file, &put, &mut Later::never(), progress)
+                let written = write(file, &put, &mut Later::never(), progress)?;
+                hold.let_go(&[]).map_err(DiffError::Held)?;
+                Ok(written)
             }
         }
     }

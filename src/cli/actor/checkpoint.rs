@@ -18,7 +18,7 @@ use crate::cli::{Global, image, print};
 /// Keep what an actor has written as an image, and print its digest
 ///
 /// The image has what was written as one more layer. An actor that is mounted goes on; its writes
-/// are held back for as long as the layer is written, so that it holds one moment.
+/// wait while its files are listed and the small ones are copied, so that it holds one moment.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   tarnfs actor checkpoint --name a1-before a1
