@@ -5,10 +5,9 @@ use std::sync::Arc;
 
 use super::record::{ImageRef, Make, UpperKind};
 use super::{Actor, Actors, Error, Id, Took};
-use crate::diff::{self, DiffError, Format, Options, Pattern, Written};
+use crate::diff::{self, Align, DiffError, Format, Options, Pattern, Written};
 use crate::digest::Digest;
 use crate::import::Watch;
-use crate::pack::Align;
 use crate::stack::{self, Note, Stacked};
 use crate::store::{OnProgress, Source};
 use crate::sys::clock::since_epoch;

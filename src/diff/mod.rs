@@ -36,9 +36,10 @@ use rustix::io::Errno;
 
 use crate::digest::Digest;
 use crate::lower::{Lower, LowerError};
+pub use crate::pack::Align;
+use crate::pack::OutputError;
 use crate::pack::output::NewFile;
 use crate::pack::sink::{self, NoMore, Out, Sink, To};
-use crate::pack::{Align, OutputError};
 use crate::tar::printable;
 use crate::upper::Upper;
 use crate::upper::markers::{ImageId, Namespace};
