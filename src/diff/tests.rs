@@ -10,8 +10,7 @@ use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
 use super::*;
-use crate::index::build;
-use crate::lower::{BlobFile, FileIdentity};
+use crate::lower::testing::of_tar;
 use crate::sys::faults::{self, Fault};
 use crate::tar::testing::{Tar, entries};
 use rustix::fs::OFlags;
@@ -28,15 +27,7 @@ impl World {
         let dir = tempfile::tempdir().unwrap();
         let at = |name| dir.path().join(name);
         fs::write(at("tar"), tar).unwrap();
-        let file = File::open(at("tar")).unwrap();
-        let mut out = File::create(at("index")).unwrap();
-        let side = || File::create_new(at("side"));
-        build(&file, &at("tar"), &mut out, side, &()).unwrap();
-        let blob = BlobFile {
-            path: at("tar"),
-            identity: FileIdentity::of(&fs::metadata(at("tar")).unwrap()),
-        };
-        let lower = Lower::open(&at("index"), vec![blob]).unwrap();
+        let lower = of_tar(&at("tar"));
         fs::create_dir(at("upper")).unwrap();
         let root = File::open(at("upper")).unwrap();
         Self { dir, lower, root }

@@ -1,18 +1,19 @@
 //! Images through the whole of it: a tar is indexed, flattened, and read again.
 
+mod output;
+mod random;
+
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::os::unix::fs::FileExt;
+use std::fs;
 use std::path::Path;
 
-use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::*;
+use crate::index::scan_source;
 use crate::index::tree::{Content, InodeId, ROOT, Tree};
-use crate::index::{build, scan_source};
-use crate::inode::{Time, Xattr};
-use crate::lower::{BlobFile, FileIdentity};
+use crate::inode::Time;
+use crate::lower::testing::{blob_of, of_tar};
 use crate::tar::testing::{Raw, Tar};
 
 /// A tar as an image.
@@ -25,28 +26,13 @@ struct Indexed {
 impl Indexed {
     fn new(tar: &[u8]) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let at = |name| dir.path().join(name);
-        fs::write(at("tar"), tar).unwrap();
-        let file = File::open(at("tar")).unwrap();
-        let mut out = File::create(at("index")).unwrap();
-        let side = || {
-            File::options()
-                .write(true)
-                .create_new(true)
-                .open(at("side"))
-        };
-        let built = build(&file, &at("tar"), &mut out, side, &()).unwrap();
-        let blob = |path: &Path| BlobFile {
-            path: path.to_owned(),
-            identity: FileIdentity::of(&fs::metadata(path).unwrap()),
-        };
-        let mut blobs = vec![blob(&at("tar"))];
+        let path = dir.path().join("tar");
+        fs::write(&path, tar).unwrap();
+        let lower = of_tar(&path);
         let mut options = Options::default();
-        if built.side_len.is_some() {
-            blobs.push(blob(&at("side")));
+        if lower.blobs().len() > 1 {
             options.side_blobs.push(1);
         }
-        let lower = Lower::open(&at("index"), blobs).unwrap();
         Self {
             dir,
             lower,
@@ -269,10 +255,7 @@ fn files_of_the_side_blob_have_holes_by_content() {
     let side = image.dir.path().join("side");
     let dense = fs::read(&side).unwrap();
     fs::write(&side, &dense).unwrap();
-    let blobs = image.lower.blobs().map(|blob| BlobFile {
-        path: blob.path.clone(),
-        identity: FileIdentity::of(&fs::metadata(&blob.path).unwrap()),
-    });
+    let blobs = image.lower.blobs().map(|blob| blob_of(&blob.path));
     let lower = Lower::open(image.lower.index_path(), blobs.collect()).unwrap();
     let mut again = Vec::new();
     write(&lower, &image.options, &mut again, &mut |_, _| ()).unwrap();
@@ -317,36 +300,6 @@ fn aligned_tars_hold_the_same() {
 }
 
 #[test]
-fn a_changed_blob_is_an_error() {
-    let image = Indexed::new(&Tar::new().file("f", &[7; 5000]).end());
-    let tar = image.dir.path().join("tar");
-    let file = File::options().write(true).open(tar).unwrap();
-    file.write_all_at(b"x", 600).unwrap();
-    file.set_modified(std::time::SystemTime::UNIX_EPOCH)
-        .unwrap();
-    let out = image.dir.path().join("out.tar");
-    let made = write_file(&image.lower, &image.options, &out, &mut |_, _| ());
-    assert!(matches!(
-        made,
-        Err(FlattenError::Lower(LowerError::BlobChanged { .. }))
-    ));
-    assert!(!out.exists());
-    // Also where there is no byte of it to read.
-    let image = Indexed::new(&Tar::new().dir("d").end());
-    let file = File::options()
-        .write(true)
-        .open(image.dir.path().join("tar"));
-    file.unwrap().set_len(512).unwrap();
-    let made = write(
-        &image.lower,
-        &image.options,
-        &mut Vec::new(),
-        &mut |_, _| (),
-    );
-    assert!(made.is_err());
-}
-
-#[test]
 fn a_socket_is_an_error() {
     let root = crate::index::tree::Inode {
         content: Content::Dir {
@@ -377,277 +330,4 @@ fn a_socket_is_an_error() {
         error.to_string(),
         "sock: is a socket, which a tar cannot hold"
     );
-}
-
-#[test]
-fn an_output_is_there_whole_or_not_at_all() {
-    let image = Indexed::new(&Tar::new().file("f", &[7; 5000]).end());
-    let dir = image.dir.path();
-    let out = dir.join("out.tar");
-    let run = |path: &Path| write_file(&image.lower, &image.options, path, &mut |_, _| ());
-    for _ in 0..2 {
-        let made = run(&out).unwrap();
-        assert_eq!(Digest::of(&fs::read(&out).unwrap()), made.digest);
-        assert_eq!(made.entries, 2);
-    }
-    assert!(run(&dir.join("none/out.tar")).is_err());
-    // A symbolic link stays, and what it leads to is replaced.
-    let link = dir.join("link");
-    std::os::unix::fs::symlink("out.tar", &link).unwrap();
-    assert!(
-        matches!(Target::of(&link), Ok(Target::File(file)) if file == fs::canonicalize(&out).unwrap())
-    );
-    let nowhere = dir.join("nowhere");
-    std::os::unix::fs::symlink("none", &nowhere).unwrap();
-    assert!(matches!(Target::of(&nowhere), Err(OutputError { .. })));
-    assert!(matches!(Target::of(dir), Err(OutputError { .. })));
-    assert!(matches!(
-        Target::of(Path::new("/dev/null")),
-        Ok(Target::Stream(_))
-    ));
-    assert!(matches!(Target::of(&dir.join("new")), Ok(Target::File(_))));
-    let names: Vec<_> = fs::read_dir(dir)
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name())
-        .filter(|name| name.to_string_lossy().contains("tmp"))
-        .collect();
-    assert!(names.is_empty(), "{names:?}");
-}
-
-/// One entry of a random tar.
-#[derive(Debug, Clone)]
-enum Op {
-    Dir,
-    File(Vec<u8>),
-    Sparse(Vec<(u64, u64)>),
-    Symlink(String),
-    Link(usize),
-    Device(u8, u32, u32),
-    Fifo,
-}
-
-#[derive(Debug, Clone)]
-struct Random {
-    path: String,
-    op: Op,
-    perm: u16,
-    ids: (u32, u32),
-    mtime: Time,
-    xattrs: Vec<Xattr>,
-}
-
-fn op() -> impl Strategy<Value = Op> {
-    prop_oneof![
-        Just(Op::Dir),
-        prop::collection::vec(any::<u8>(), 0..3000).prop_map(Op::File),
-        prop::collection::vec((1_u64..40, 1_u64..5), 0..5).prop_map(|runs| {
-            let mut at = 0;
-            let place = |(gap, len): (u64, u64)| {
-                at += gap * 512;
-                let run = (at, len * 512);
-                at += run.1;
-                run
-            };
-            Op::Sparse(runs.into_iter().map(place).collect())
-        }),
-        "[a-z/.]{1,300}".prop_map(Op::Symlink),
-        any::<usize>().prop_map(Op::Link),
-        (0..2_u8, 0_u32..4096, 0_u32..1 << 20).prop_map(|(k, a, b)| Op::Device(b'3' + k, a, b)),
-        Just(Op::Fifo),
-    ]
-}
-
-fn random() -> impl Strategy<Value = Random> {
-    let name = prop_oneof![
-        Just("a".to_owned()),
-        "[ab]{1,2}",
-        "\\PC{1,40}",
-        "n{200,250}"
-    ];
-    (
-        prop::collection::vec(name, 1..4),
-        op(),
-        0_u16..0o10000,
-        (0..u32::MAX, 0..u32::MAX),
-        (any::<i64>(), 0_u32..1_000_000_000),
-        prop::collection::btree_map(
-            "[a-z%=]{1,20}",
-            prop::collection::vec(any::<u8>(), 0..50),
-            0..3,
-        ),
-    )
-        .prop_map(|(names, op, perm, ids, (sec, nsec), xattrs)| Random {
-            path: names
-                .iter()
-                .map(|name| name.replace(['/', '\0'], "_").replace('.', "dot"))
-                .collect::<Vec<_>>()
-                .join("/"),
-            op,
-            perm,
-            ids,
-            mtime: Time { sec, nsec },
-            xattrs: xattrs
-                .into_iter()
-                .map(|(name, value)| Xattr {
-                    name: format!("user.{name}").into_bytes(),
-                    value,
-                })
-                .collect(),
-        })
-}
-
-/// The tar of what of `all` makes sense one after the other.
-fn tar_of(all: &[Random]) -> Vec<u8> {
-    let mut tar = Tar::new().end();
-    let mut files = Vec::<String>::new();
-    for entry in all {
-        let body;
-        let (flag, target, data): (u8, &str, &[u8]) = match &entry.op {
-            Op::Dir => (b'5', "", b""),
-            Op::File(data) => (b'0', "", data),
-            Op::Sparse(runs) => {
-                let size = runs.last().map_or(0, |run| run.0 + run.1) + 77;
-                body = sparse(&entry.path, size, runs).end();
-                (b'S', "", &*body)
-            }
-            Op::Symlink(target) => (b'2', target, b""),
-            Op::Link(n) => match files.get(n % files.len().max(1)) {
-                Some(target) => (b'1', target, b""),
-                None => continue,
-            },
-            Op::Device(flag, ..) => (*flag, "", b""),
-            Op::Fifo => (b'6', "", b""),
-        };
-        let mut more = Tar::new();
-        if flag == b'S' {
-            more.0.extend_from_slice(&data[..data.len() - 1024]);
-        } else {
-            let text = |n: u32| n.to_string().into_bytes();
-            let keys: Vec<String> = entry
-                .xattrs
-                .iter()
-                .map(|x| {
-                    let name = String::from_utf8(x.name.clone()).unwrap();
-                    format!(
-                        "SCHILY.xattr.{}",
-                        name.replace('%', "%25").replace('=', "%3D")
-                    )
-                })
-                .collect();
-            let (uid, gid) = (text(entry.ids.0), text(entry.ids.1));
-            let mtime = match entry.mtime {
-                Time { sec: 0.., nsec } => format!("{}.{nsec:09}", entry.mtime.sec),
-                Time { sec, .. } => (sec + 1).to_string(),
-            };
-            let (major, minor) = match entry.op {
-                Op::Device(_, major, minor) => (text(major), text(minor)),
-                _ => (text(0), text(0)),
-            };
-            let mut records: Vec<(&str, &[u8])> = vec![
-                ("path", entry.path.as_bytes()),
-                ("linkpath", target.as_bytes()),
-                ("uid", &uid),
-                ("gid", &gid),
-                ("mtime", mtime.as_bytes()),
-                ("SCHILY.devmajor", &major),
-                ("SCHILY.devminor", &minor),
-            ];
-            records.extend(
-                keys.iter()
-                    .zip(&entry.xattrs)
-                    .map(|(k, x)| (&**k, &*x.value)),
-            );
-            let raw = Raw::new(flag, "x", data.len() as u64);
-            let raw = raw.with(100, format!("{:07o}\0", entry.perm).as_bytes());
-            more = more.pax(&records).raw(raw, data);
-        }
-        let with = [&tar[..tar.len() - 1024], &more.end()].concat();
-        // What has no place (a directory over a file's path, …) is left out.
-        if scan_source(&*with, Path::new("t.tar"), &()).is_ok() {
-            tar = with;
-            if flag != b'5' {
-                files.push(entry.path.clone());
-            }
-        }
-    }
-    tar
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
-
-    #[test]
-    fn any_tree_reads_back_equal(all in prop::collection::vec(random(), 1..25)) {
-        let tar = tar_of(&all);
-        let image = Indexed::new(&tar);
-        let flat = image.flatten();
-        prop_assert_eq!(described(&flat), described(&tar));
-        prop_assert_eq!(image.flatten(), &*flat);
-        prop_assert_eq!(flatten(&flat), flat);
-    }
-}
-
-/// Takes so many bytes.
-struct Narrow(usize);
-
-impl Write for Narrow {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0 = self
-            .0
-            .checked_sub(bytes.len())
-            .ok_or(io::ErrorKind::StorageFull)?;
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-#[test]
-fn a_full_output_is_an_error() {
-    let image = Indexed::new(&Tar::new().file("f", &[7; 5000]).end());
-    let whole = image.flatten().len();
-    let run = |room| {
-        write(
-            &image.lower,
-            &image.options,
-            &mut Narrow(room),
-            &mut |_, _| (),
-        )
-    };
-    assert!(run(whole).is_ok());
-    assert!(matches!(run(whole - 1), Err(FlattenError::Write(_))));
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(400))]
-
-    #[test]
-    fn a_damaged_index_is_a_tar_or_an_error(
-        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
-    ) {
-        let tar = [
-            &sparse("dir/s", 1 << 20, &[(100, 7), (5000, 5000)]).0[..],
-            &sparse("t", 1 << 20, &[(4096, 8192), (65_536, 512)]).0,
-            &Tar::new()
-                .pax(&[("SCHILY.xattr.user.a", b"b")])
-                .file("f", &[7; 5000])
-                .hard_link("dir/g", "f")
-                .symlink("dir/l", "f")
-                .end(),
-        ]
-        .concat();
-        let image = Indexed::new(&tar);
-        let mut index = fs::read(image.lower.index_path()).unwrap();
-        for (at, byte) in changes {
-            // Not the superblock, which has a checksum.
-            let at = 2048 + at.index(index.len() - 2048);
-            index[at] ^= byte;
-        }
-        let bytes = crate::erofs::reader::Bytes::Owned(index);
-        if let Ok(lower) = Lower::of_bytes(Path::new("index"), bytes, image.lower.blobs().cloned().collect()) {
-            drop(write(&lower, &image.options, &mut Narrow(64 << 20), &mut |_, _| ()));
-        }
-    }
 }

@@ -21,6 +21,8 @@ mod warm;
 #[cfg(test)]
 mod hostile_tests;
 #[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
 mod tests;
 
 pub use blob::{BlobFile, FileIdentity};

@@ -7,6 +7,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::process::Command;
 
+use super::testing::{blob_of, of_tar};
 use super::*;
 
 /// Whether mkfs.erofs is there. In CI it must be.
@@ -201,14 +202,6 @@ fn same(lower: &Lower, tree: &Path) -> BTreeMap<Vec<u8>, Nid> {
         .unwrap();
     assert_eq!(seen.len(), found.stdout.len(), "every entry, once");
     seen
-}
-
-fn blob_of(path: &Path) -> BlobFile {
-    let identity = FileIdentity::of(&fs::metadata(path).unwrap());
-    BlobFile {
-        path: path.to_owned(),
-        identity,
-    }
 }
 
 #[test]
@@ -430,16 +423,7 @@ fn reads_the_index_of_what_gnu_tar_packs() {
             .status()
             .unwrap();
         assert!(made.success());
-        let (index, side) = (dir.path().join("index"), dir.path().join("side"));
-        let file = fs::File::open(&tar).unwrap();
-        let mut out = fs::File::create(&index).unwrap();
-        let built =
-            crate::index::build(&file, &tar, &mut out, || fs::File::create(&side), &()).unwrap();
-        let mut blobs = vec![blob_of(&tar)];
-        if built.side_len.is_some() {
-            blobs.push(blob_of(&side));
-        }
-        let lower = Lower::open(&index, blobs).unwrap();
+        let lower = of_tar(&tar);
         let seen = same(&lower, &tree);
         if options.contains(&"--sparse") {
             let odd = seen[&b"odd"[..]];
