@@ -13,6 +13,8 @@ mod apply;
 #[path = "exchange/changes.rs"]
 mod changes;
 mod common;
+#[path = "diff/programs.rs"]
+mod programs;
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
