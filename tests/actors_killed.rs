@@ -2,7 +2,8 @@
 //! the server that it starts, or the server that is there. What `list` then says is true, the same
 //! call made again succeeds, nothing that was synced is lost, and nothing is left in the end.
 //!
-//! `TARNFS_TEST_KILLS` says how often each call is killed.
+//! `TARNFS_TEST_KILLS` says how often each call is killed, `TARNFS_TEST_KILLS_OF` which calls, as
+//! in `fork,diff,list`; else all are.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
@@ -12,6 +13,7 @@ use std::collections::hash_map::RandomState;
 use std::fs::{self, File};
 use std::hash::{BuildHasher, Hasher};
 use std::io::Write;
+use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -49,8 +51,10 @@ const CREATE: &[&str] = &["create", "a", "img"];
 const START: &[&str] = &["start", "a"];
 const WRITE: &[&str] = &["write"];
 const STOP: &[&str] = &["stop", "--force", "a"];
+const CHECKPOINT: &[&str] = &["checkpoint", "--name", "made", "a"];
+const DESTROY: &[&str] = &["destroy", "--force", "a"];
 
-const CASES: [Case; 12] = [
+const CASES: [Case; 13] = [
     Case {
         call: CREATE,
         before: &[],
@@ -89,19 +93,19 @@ const CASES: [Case; 12] = [
         keeps: false,
     },
     Case {
-        call: &["destroy", "--force", "a"],
+        call: DESTROY,
         before: &[CREATE, START, WRITE],
         after: None,
         keeps: false,
     },
     Case {
-        call: &["checkpoint", "--name", "made", "a"],
+        call: CHECKPOINT,
         before: &[CREATE, START, WRITE],
         after: Some("mounted"),
         keeps: true,
     },
     Case {
-        call: &["checkpoint", "--name", "made", "a"],
+        call: CHECKPOINT,
         before: &[CREATE, START, WRITE, STOP],
         after: Some("stopped"),
         keeps: true,
@@ -109,6 +113,12 @@ const CASES: [Case; 12] = [
     Case {
         call: &["fork", "--start", "a", "made"],
         before: &[CREATE, START, WRITE],
+        after: Some("mounted"),
+        keeps: true,
+    },
+    Case {
+        call: &["restore", "--start", "a", "made"],
+        before: &[CREATE, START, WRITE, CHECKPOINT, DESTROY],
         after: Some("mounted"),
         keeps: true,
     },
@@ -203,11 +213,19 @@ impl World {
     fn assert_truth(&self, what: &str) {
         let point = self.point();
         match self.state().as_deref() {
-            None => assert!(!point.exists(), "{what}: gone, and there"),
-            // A server that was killed a moment ago may have been seen alive.
+            // Its server to be, which makes it, may have come to that only now.
+            None => {
+                let there = point.exists();
+                assert!(!there || self.state().is_some(), "{what}: gone, and there");
+            }
+            // A server that was killed a moment ago may have been seen alive: it closes one file
+            // after the other, and its mount is dead before its lock is free.
             Some("mounted") => {
+                let server = self.server_process();
                 let read = fs::read(point.join("file3"));
                 if read.is_err() {
+                    let dying = server.is_none_or(|server| ends(&server));
+                    assert!(dying, "{what}: {read:?}, and its server lives");
                     assert_ne!(self.state().as_deref(), Some("mounted"), "{what}: {read:?}");
                 }
             }
@@ -225,9 +243,10 @@ impl World {
         }
     }
 
-    fn server(&self) -> Option<Pid> {
+    fn server_process(&self) -> Option<OwnedFd> {
         let pid = self.listed()?["server"]["pid"].as_i64()?;
-        Pid::from_raw(i32::try_from(pid).unwrap())
+        let pid = Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+        pidfd_open(pid, PidfdFlags::empty()).ok()
     }
 
     /// Programs that write as fast as they can, until they are told to end.
@@ -301,9 +320,7 @@ impl World {
 
     /// Destroys it: nothing is left.
     fn clear(&self, what: &str) {
-        let server = self
-            .server()
-            .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
+        let server = self.server_process();
         self.ok(&["destroy", "--force", "a", "made", "r"]);
         let mounts = mounts_below(self.sandbox.path());
         assert!(mounts.is_empty(), "{what}: {mounts:?}");
@@ -317,11 +334,15 @@ impl World {
         assert!(left.is_empty(), "{what}: {left:?}");
         if let Some(server) = server {
             // On its last steps, perhaps.
-            let soon = Timespec::try_from(Duration::from_secs(60)).unwrap();
-            let ended = poll(&mut [PollFd::new(&server, PollFlags::IN)], Some(&soon));
-            assert!(ended.unwrap() > 0, "{what}: a server is left");
+            assert!(ends(&server), "{what}: a server is left");
         }
     }
+}
+
+/// Waits until the process has ended, but not for ever.
+fn ends(process: &OwnedFd) -> bool {
+    let soon = Timespec::try_from(Duration::from_secs(60)).unwrap();
+    poll(&mut [PollFd::new(process, PollFlags::IN)], Some(&soon)).unwrap() > 0
 }
 
 /// Waits until the process ends, but not longer than `delay`; whether it has.
@@ -334,9 +355,9 @@ fn ends_within(child: &Child, delay: Duration) -> bool {
 /// Runs the call and kills the victim after `delay`; whether there was something left to kill.
 fn kill_after(world: &World, case: &Case, victim: Victim, delay: Duration) -> bool {
     let server = match victim {
-        Victim::Server => match world.server() {
-            Some(pid) => pidfd_open(pid, PidfdFlags::empty()).ok(),
+        Victim::Server => match world.server_process() {
             None => return false,
+            server => server,
         },
         _ => None,
     };
@@ -369,15 +390,25 @@ fn kill_after(world: &World, case: &Case, victim: Victim, delay: Duration) -> bo
 fn run(cases: &[Case]) {
     let world = World::new();
     let kills = std::env::var("TARNFS_TEST_KILLS").map_or(4, |n| n.parse().unwrap());
-    for case in cases {
+    let only = std::env::var("TARNFS_TEST_KILLS_OF").ok();
+    let chosen = |case: &&Case| {
+        let only = only.as_deref();
+        only.is_none_or(|only| only.split(',').any(|call| call == case.call[0]))
+    };
+    for case in cases.iter().filter(chosen) {
         world.prepare(case);
+        // Who is there to be killed.
+        let victims = match world.server_process() {
+            Some(_) => &[Victim::Command, Victim::Both, Victim::Server][..],
+            None => &[Victim::Command, Victim::Both],
+        };
         let start = Instant::now();
         world.ok(case.call);
         let takes = start.elapsed();
         world.clear("first");
         let mut killed = 0;
         for n in 0..kills {
-            let victim = [Victim::Command, Victim::Both, Victim::Server][n % 3];
+            let victim = victims[n % victims.len()];
             world.prepare(case);
             let delay = random(takes);
             let what = format!(
