@@ -342,6 +342,132 @@ fn a_bundle_is_made_or_completed() {
     world.assert_none();
 }
 
+/// What is below a directory, with what is in it.
+fn snapshot(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let mut found = Vec::new();
+    let mut dirs = vec![dir.to_owned()];
+    while let Some(dir) = dirs.pop() {
+        for entry in fs::read_dir(&dir).unwrap() {
+            let path = entry.unwrap().path();
+            let kind = path.symlink_metadata().unwrap().file_type();
+            if kind.is_dir() {
+                dirs.push(path.clone());
+            }
+            let bytes = match kind.is_file() {
+                true => fs::read(&path).unwrap(),
+                false => Vec::new(),
+            };
+            found.push((path, bytes));
+        }
+    }
+    found.sort();
+    found
+}
+
+#[test]
+fn a_directory_that_cannot_become_the_bundle_is_refused_by_create() {
+    if !can_mount() {
+        return;
+    }
+    let world = World::new();
+    let root = world.sandbox.dir("bundles");
+    let at = |name: &str| root.join(name);
+    let dir = |name: &str| fs::create_dir_all(at(name)).unwrap();
+    let file = |name: &str, text: &str| fs::write(at(name), text).unwrap();
+    dir("full");
+    file("full/x", "mine");
+    dir("rooted/rootfs/etc");
+    file("rooted/rootfs/etc/passwd", "mine");
+    file("file", "mine");
+    dir("rootfs-is-file");
+    file("rootfs-is-file/config.json", "{}");
+    file("rootfs-is-file/rootfs", "mine");
+    dir("rootfs-is-link");
+    file("rootfs-is-link/config.json", "{}");
+    symlink("/etc", at("rootfs-is-link/rootfs")).unwrap();
+    symlink("nowhere", at("dangling")).unwrap();
+    for (name, text) in [("list", "[]"), ("torn", "{"), ("empty", "")] {
+        dir(name);
+        file(&format!("{name}/config.json"), text);
+    }
+    dir("directory/config.json");
+    dir("damaged");
+    file("damaged/tarnfs-bundle.json", "{");
+    // Of an actor that lives, and one that another command has made.
+    world.actor(&[
+        "create",
+        "--start",
+        "--bundle",
+        at("first").to_str().unwrap(),
+        "first",
+        "img",
+    ]);
+    world.actor(&["stop", "first"]);
+    dir("mounted/rootfs");
+    file("mounted/config.json", "{}");
+    ok(
+        "mount",
+        &["-t", "tmpfs", "x", at("mounted/rootfs").to_str().unwrap()],
+    );
+    let before = snapshot(&root);
+    for (name, says) in [
+        ("full", "not empty"),
+        ("rooted", "not empty"),
+        ("file", "not a directory"),
+        ("file/below/it", "not a directory"),
+        ("rootfs-is-file", "not a directory"),
+        ("rootfs-is-link", "symbolic link"),
+        ("dangling", "symbolic link"),
+        ("dangling/below", "cannot make"),
+        ("list", "no config.json of a bundle"),
+        ("torn", "no config.json of a bundle"),
+        ("empty", "no config.json of a bundle"),
+        ("directory", "cannot read"),
+        ("damaged", "cannot read"),
+        ("first", "another image or upper"),
+        ("mounted", "in use as a mount point"),
+    ] {
+        let bundle = at(name);
+        let bundle = bundle.to_str().unwrap();
+        world.refused(&["create", "--bundle", bundle, "b", "img"], says);
+        world.refused(&["create", "--start", "--bundle", bundle, "b", "img"], says);
+        world.refused(&["inspect", "b"], "there is no actor b");
+        assert_eq!(snapshot(&root), before, "{name}");
+    }
+    // A mount point or an upper can be no better.
+    let below = at("file/below");
+    let below = below.to_str().unwrap();
+    world.refused(&["create", "--mount", below, "b", "img"], "not a directory");
+    world.refused(&["create", "--upper", below, "b", "img"], "not a directory");
+    let (inside, upper) = (at("up/inside"), at("up"));
+    let upper = ["--upper", upper.to_str().unwrap()];
+    for how in ["--mount", "--bundle"] {
+        let point = [how, inside.to_str().unwrap()];
+        world.refused(
+            &[&["create"][..], &upper, &point, &["b", "img"]].concat(),
+            "inside",
+        );
+    }
+    assert_eq!(snapshot(&root), before);
+    ok("umount", &[at("mounted/rootfs").to_str().unwrap()]);
+    // What can become one does.
+    dir("good");
+    for name in ["good", "made/below"] {
+        let bundle = at(name);
+        world.actor(&[
+            "create",
+            "--start",
+            "--bundle",
+            bundle.to_str().unwrap(),
+            "b",
+            "img",
+        ]);
+        world.actor(&["destroy", "b"]);
+    }
+    world.actor(&["destroy", "first"]);
+    world.assert_none();
+}
+
 #[test]
 fn bad_input_changes_nothing() {
     if !can_mount() {
@@ -384,13 +510,6 @@ fn bad_input_changes_nothing() {
         &["create", "--mount", &at("link"), "b", "img"],
         "symbolic link",
     );
-    fs::create_dir(world.sandbox.at("full")).unwrap();
-    fs::write(world.sandbox.at("full/x"), "").unwrap();
-    world.actor(&["create", "--bundle", &at("full"), "b", "img"]);
-    world.refused(&["start", "b"], "not empty");
-    world.actor(&["destroy", "b"]);
-    assert_eq!(fs::read_dir(world.sandbox.at("full")).unwrap().count(), 1);
-
     // A mount point that somebody takes after the actor was made.
     let taken = world.sandbox.at("taken");
     world.actor(&["create", "--mount", &at("taken"), "m", "img"]);

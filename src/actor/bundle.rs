@@ -27,9 +27,11 @@ use super::{ActorError, inroot, mounts, run, users};
 use crate::mount::{How, MountError, find_mount, remove_private, unmount};
 use crate::upper::overlayfs_has;
 
-pub use rootfs::{equip, forget, make_rootfs, refuse_link};
+pub use rootfs::{check_dir, check_rootfs, equip, forget, make_rootfs, refuse_link};
 
 const RECORD: &str = "tarnfs-bundle.json";
+/// What is made in it before anything is mounted.
+const DIRS: [&str; 2] = ["rootfs", "files"];
 
 /// What a bundle's directory holds of ours (`tarnfs-bundle.json`).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -81,33 +83,14 @@ impl Bundle {
         record.made_dir = !dir.exists();
         fs::create_dir_all(dir).map_err(failed(dir))?;
         let dir = dir.canonicalize().map_err(failed(dir))?;
-        match read_record(&dir)? {
-            Some(old) => {
-                if (&old.image, &old.upper) != (&record.image, &record.upper) {
-                    return Err(ActorError::Refused(format!(
-                        "{} is a bundle of {} with another image or upper; remove it first \
-                         (tarnfs bundle --remove)",
-                        dir.display(),
-                        old.image.display()
-                    )));
-                }
-                record.made_dir = old.made_dir;
-            }
-            None => {
-                let mut entries = fs::read_dir(&dir).map_err(failed(&dir))?;
-                if entries.next().is_some() {
-                    return Err(ActorError::Refused(format!(
-                        "{} is not empty, and no bundle of tarnfs",
-                        dir.display()
-                    )));
-                }
-            }
+        if let Some(old) = found_in(&dir, &record)? {
+            record.made_dir = old.made_dir;
         }
         let path = dir.join(RECORD);
         let text =
             serde_json::to_vec_pretty(&record).map_err(|e| failed(&path)(io::Error::other(e)))?;
         fs::write(&path, text).map_err(failed(&path))?;
-        for name in ["rootfs", "files"] {
+        for name in DIRS {
             let path = dir.join(name);
             fs::create_dir_all(&path).map_err(failed(&path))?;
         }
@@ -271,6 +254,30 @@ fn string(bytes: &[u8]) -> Result<String, ActorError> {
 
 fn strings(list: &[Vec<u8>]) -> Result<Vec<String>, ActorError> {
     list.iter().map(|bytes| string(bytes)).collect()
+}
+
+/// The record of the bundle in `dir`, a directory that is to be that of `record`; `None` where there
+/// is nothing yet.
+fn found_in(dir: &Path, record: &Record) -> Result<Option<Record>, ActorError> {
+    if let Some(old) = read_record(dir)? {
+        return match (&old.image, &old.upper) == (&record.image, &record.upper) {
+            true => Ok(Some(old)),
+            false => Err(ActorError::Refused(format!(
+                "{} is a bundle of {} with another image or upper; remove it first (tarnfs bundle \
+                 --remove)",
+                dir.display(),
+                old.image.display()
+            ))),
+        };
+    }
+    let mut entries = fs::read_dir(dir).map_err(ActorError::path("cannot read", dir))?;
+    match entries.next() {
+        None => Ok(None),
+        Some(_) => Err(ActorError::Refused(format!(
+            "{} is not empty, and no bundle of tarnfs",
+            dir.display()
+        ))),
+    }
 }
 
 fn read_record(dir: &Path) -> Result<Option<Record>, ActorError> {

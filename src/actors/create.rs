@@ -6,7 +6,7 @@ use super::place::{self, Place};
 use super::record::{FORMAT, ImageRef, InBundle, Make, Record, UpperKind};
 use super::{Actor, Actors, Error, Id};
 use crate::actor::bundle;
-use crate::mount::find_mount;
+use crate::mount::{MountError, find_mount};
 use crate::store::Image;
 use crate::sys::clock::since_epoch;
 
@@ -22,29 +22,28 @@ impl Actors {
             ImageRef::Stored(digest) => image.record().digest == Some(*digest),
             ImageRef::Tar(_) => image.tar_path().is_some(),
         });
-        let place = Place::new(&self.dir, id);
         if let Some(found) = self.same(id, &make)? {
             return Ok(found);
         }
-        check(&make)?;
-        self.check_apart(&make)?;
-        place::sweep(&self.dir);
-        let record = Record {
-            format: FORMAT,
-            id: id.clone(),
-            created: since_epoch().as_secs(),
-            make,
+        let actor = Actor {
+            store: self.store.clone(),
+            place: Place::new(&self.dir, id),
+            record: Record {
+                format: FORMAT,
+                id: id.clone(),
+                created: since_epoch().as_secs(),
+                make,
+            },
         };
+        actor.check()?;
+        self.check_apart(&actor.record.make)?;
+        place::sweep(&self.dir);
         loop {
-            if place.publish(&record)? {
-                return Ok(Actor {
-                    store: self.store.clone(),
-                    place,
-                    record,
-                });
+            if actor.place.publish(&actor.record)? {
+                return Ok(actor);
             }
             // Somebody was quicker, and may have destroyed it since.
-            if let Some(found) = self.same(id, &record.make)? {
+            if let Some(found) = self.same(id, &actor.record.make)? {
                 return Ok(found);
             }
         }
@@ -83,31 +82,53 @@ impl Actors {
     }
 }
 
-/// What can be known to be wrong before anything is made.
-fn check(make: &Make) -> Result<(), Error> {
-    let refused = |text: String| Err(Error::Refused(text));
-    if make.point.is_some() && make.bundle.is_some() {
-        return refused("a bundle's mount point is its rootfs: give one of the two".to_owned());
-    }
-    if let Some(InBundle { dir, .. }) = &make.bundle {
-        bundle::refuse_link(dir)?;
-        bundle::refuse_link(&dir.join("rootfs"))?;
-    }
-    if let Some(point) = &make.point {
-        bundle::refuse_link(point)?;
-        check_free(point, "give another")?;
-        if !point.is_dir() && point.exists() {
-            return refused(format!("{}: not a directory", point.display()));
+impl Actor {
+    /// What can be known to be wrong before anything is made.
+    fn check(&self) -> Result<(), Error> {
+        let make = &self.record.make;
+        let refused = |text: &str| Err(Error::Refused(text.to_owned()));
+        if make.point.is_some() && make.bundle.is_some() {
+            return refused("a bundle's mount point is its rootfs: give one of the two");
         }
-    }
-    match &make.upper {
-        UpperKind::Tmpfs if !rustix::process::geteuid().is_root() => refused(
-            "an upper in memory takes root; use --upper disk, or a directory on a tmpfs".to_owned(),
-        ),
-        UpperKind::Dir { upper, .. } if upper.exists() && !upper.is_dir() => {
-            refused(format!("{}: not a directory", upper.display()))
+        if let Some(InBundle { dir, .. }) = &make.bundle {
+            bundle::refuse_link(dir)?;
+            check_free(&self.point(), "give another")?;
+            bundle::check_rootfs(dir, &self.bundle_record())?;
         }
-        _ => Ok(()),
+        if let Some(point) = &make.point {
+            bundle::refuse_link(point)?;
+            check_free(point, "give another")?;
+            bundle::check_dir(point)?;
+        }
+        match &make.upper {
+            UpperKind::Disk => {}
+            UpperKind::Tmpfs if rustix::process::geteuid().is_root() => {}
+            UpperKind::Tmpfs => {
+                return refused(
+                    "an upper in memory takes root; use --upper disk, or a directory on a tmpfs",
+                );
+            }
+            UpperKind::Dir { upper, work } => {
+                bundle::check_dir(upper)?;
+                bundle::check_dir(work)?;
+                self.check_point_outside(&[upper, work])?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What is written must not show through the mount.
+    fn check_point_outside(&self, dirs: &[&Path]) -> Result<(), Error> {
+        let point = real(&self.point());
+        let inside = dirs.iter().find(|dir| point.starts_with(real(dir)));
+        match inside {
+            None => Ok(()),
+            Some(dir) => Err(MountError::PointInUpper {
+                point,
+                inside: dir.to_path_buf(),
+            }
+            .into()),
+        }
     }
 }
 

@@ -6,9 +6,10 @@ use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{Access, AtFlags, CWD, accessat};
 use serde_json::Value;
 
-use super::{Bundle, Config, RECORD, Record, read_record};
+use super::{Bundle, Config, DIRS, RECORD, Record, found_in, read_record};
 use crate::actor::inroot::{self, Make};
 use crate::actor::{ActorError, mounts};
 
@@ -37,6 +38,51 @@ pub fn make_rootfs(dir: &Path, record: &Record) -> Result<(), ActorError> {
         }
         _ => Ok(()),
     }
+}
+
+/// Refuses what [`make_rootfs`] would refuse, and a config.json that [`equip`] could not complete;
+/// makes nothing.
+///
+/// # Errors
+/// As [`make_rootfs`].
+pub fn check_rootfs(dir: &Path, record: &Record) -> Result<(), ActorError> {
+    refuse_link(dir)?;
+    refuse_link(&dir.join(ROOTFS))?;
+    if is_others(dir) {
+        read(&dir.join(CONFIG))?;
+        return check_dir(&dir.join(ROOTFS));
+    }
+    check_dir(dir)?;
+    if dir.exists() {
+        found_in(dir, record)?;
+    }
+    DIRS.iter().try_for_each(|name| check_dir(&dir.join(name)))
+}
+
+/// Refuses a path where there is no directory and none can be made.
+///
+/// # Errors
+/// [`ActorError::Refused`]: it is something else, or lies in something else; the system's.
+pub fn check_dir(path: &Path) -> Result<(), ActorError> {
+    for above in path.ancestors() {
+        match fs::metadata(above) {
+            Ok(found) if !found.is_dir() => {
+                let shown = above.display();
+                return Err(ActorError::Refused(format!("{shown}: not a directory")));
+            }
+            Ok(_) if above == path => return Ok(()),
+            Ok(_) => {
+                let how = Access::WRITE_OK | Access::EXEC_OK;
+                return accessat(CWD, above, how, AtFlags::EACCESS)
+                    .map_err(|e| ActorError::path("cannot make", path)(e.into()));
+            }
+            // A link that leads nowhere is no place to make anything.
+            Err(e) if e.kind() == io::ErrorKind::NotFound && !above.is_symlink() => {}
+            Err(e) if e.kind() == io::ErrorKind::NotADirectory => {}
+            Err(e) => return Err(ActorError::path("cannot make", path)(e)),
+        }
+    }
+    Ok(())
 }
 
 /// Refuses a symbolic link where a directory is to be mounted on or written to.
