@@ -611,6 +611,62 @@ fn who_fills_his_quota_is_alone_with_it() {
     world.assert_none();
 }
 
+#[test]
+fn a_start_is_told_of_from_its_image_on() {
+    if !can_mount() {
+        return;
+    }
+    let world = World::new();
+    let told = |id: &str| -> Value {
+        serde_json::from_str(&world.actor(&["stats", "--json", id])).unwrap()
+    };
+    let hit = |id: &str| told(id)["tarnfs_image_hit"][0]["value"].as_f64().unwrap();
+    let phases = |id: &str| -> Vec<String> {
+        let told = told(id);
+        let phases = told["tarnfs_phase_seconds"].as_array().unwrap();
+        let name = |phase: &Value| phase["labels"]["phase"].as_str().unwrap().to_owned();
+        phases.iter().map(name).collect()
+    };
+    let all = ["image", "upper", "backing", "create", "attach", "ready"];
+    // A tar that is new to the store, and one that only start finds changed.
+    let tar = world.sandbox.at("image.tar");
+    let tar = tar.to_str().unwrap();
+    world.actor(&["create", "--start", "fresh", tar]);
+    assert_eq!(hit("fresh"), 0.0);
+    world.actor(&["create", "--start", "again", tar]);
+    assert_eq!(hit("again"), 1.0);
+    world.actor(&["stop", "fresh"]);
+    let log = world.sandbox.at("log");
+    let log = log.to_str().unwrap();
+    let mut start = vec!["--log", "info", "--log-format", "json", "--log-file", log];
+    start.extend(["actor", "start", "fresh"]);
+    world.sandbox.tarnfs_ok(start);
+    assert_eq!(hit("fresh"), 1.0);
+    world.actor(&["create", "--start", "stored", "img"]);
+    assert_eq!(hit("stored"), 1.0);
+    for id in ["fresh", "again", "stored"] {
+        assert_eq!(phases(id)[..all.len()], all, "{id}");
+    }
+    // As the log has it.
+    let lines = read(log);
+    let lines = lines
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let over = lines.filter(|line| line["fields"]["message"] == "phase is over");
+    let logged: Vec<_> = over.map(|line| line["span"]["phase"].clone()).collect();
+    assert_eq!(logged, all[..5]);
+    // A tar that was changed since is indexed by start.
+    let copy = world.sandbox.at("copy.tar");
+    fs::copy(tar, &copy).unwrap();
+    world.actor(&["create", "changed", copy.to_str().unwrap()]);
+    fs::copy(tar, world.sandbox.at("new.tar")).unwrap();
+    fs::rename(world.sandbox.at("new.tar"), &copy).unwrap();
+    world.actor(&["start", "changed"]);
+    assert_eq!(hit("changed"), 0.0);
+    world.actor(&["destroy", "fresh", "again", "stored", "changed"]);
+    world.assert_none();
+}
+
 /// All of a tree but what differs by itself: names, kinds, sizes, modes, content.
 fn tree(at: &Path) -> String {
     let script = "find . -printf '%P %y %m %U %G %n %l\\n' | sort; find . -type f -print0 | sort -z | xargs -0 sha256sum";

@@ -33,7 +33,7 @@ pub use error::Error;
 pub use holders::Holder;
 pub use id::Id;
 pub use record::{ImageRef, InBundle, Make, Record, Serving, UpperKind};
-pub use server::{Serving as ServingActor, Start};
+pub use server::{Begun, Serving as ServingActor, Start};
 pub use state::{Seen, ServerRecord, State};
 pub use stop::Stop;
 

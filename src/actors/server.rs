@@ -15,17 +15,28 @@ use super::stop::Stop;
 use super::{Actor, Error};
 use crate::actor::bundle;
 use crate::lower::Lower;
+use crate::metrics::{Phase, Phases};
 use crate::mount::backing::Choice;
 use crate::mount::{
     About, MountOptions, Rights, Server, Signals, check_point, find_mount, open_upper,
-    prepare_process, rights, state_dirs,
+    prepare_process, rights, state_dirs, timed,
 };
 use crate::overlay::{self, Overlay, Quota};
+use crate::store::Image;
 use crate::sys;
 use crate::upper::Upper;
 
 /// How long a server that was sent away may take to end before a new one begins.
 const LEAVING: Duration = Duration::from_secs(10);
+
+/// What the caller of a start has done for it already.
+#[derive(Debug, Default)]
+pub struct Begun {
+    /// The actor's image, if it is open.
+    pub image: Option<(Image, Lower)>,
+    /// When it began, and what that took.
+    pub phases: Phases,
+}
 
 /// What came of a start.
 #[derive(Debug)]
@@ -57,7 +68,7 @@ impl Actor {
     ///
     /// # Errors
     /// [`Error`]; then nothing is mounted.
-    pub fn start(&self) -> Result<Start, Error> {
+    pub fn start(&self, begun: Begun) -> Result<Start, Error> {
         let locked = self.lock()?;
         let seen = state::look(&self.place)?;
         match seen.state {
@@ -73,17 +84,26 @@ impl Actor {
             State::Created | State::Stopped => {}
         }
         self.finish_wipe(&locked)?;
-        let lower = self.image()?.lower()?;
-        let (upper, work) = self.make_writes()?;
+        let Begun { image, mut phases } = begun;
+        let (image, lower) = match image {
+            Some(opened) => opened,
+            None => timed(&mut phases, Phase::Image, || self.open_image())?,
+        };
+        let (upper, work) = self.writes();
         let point = self.make_point(&[&upper, &work])?;
         prepare_process().map_err(Error::path("cannot prepare the server of", &self.place.dir))?;
         // Before there is a second thread.
         let rights = rights::needed().then(Rights::acquire).transpose()?;
-        let overlay = self.open_overlay(lower, &upper, &work)?;
+        let overlay = timed(&mut phases, Phase::Upper, || {
+            self.make_writes()?;
+            self.open_overlay(lower, &upper, &work)
+        })?;
         let serves = Serves::begin(&self.place)?;
         let signals =
             Signals::install().map_err(Error::path("cannot catch signals for", &self.place.dir))?;
-        let options = self.mount_options(&upper, &work);
+        let mut options = self.mount_options(&upper, &work);
+        options.about.image_hit = Some(!image.is_fresh());
+        options.about.phases = phases;
         let server = Server::start(Arc::new(overlay), &point, &options)?;
         Ok(Start::Ready(Box::new(Serving {
             actor: self.clone(),
@@ -93,6 +113,12 @@ impl Actor {
             signals,
             locked,
         })))
+    }
+
+    fn open_image(&self) -> Result<(Image, Lower), Error> {
+        let image = self.image()?;
+        let lower = image.lower()?;
+        Ok((image, lower))
     }
 
     /// The directories for what is written, made if they are missing.

@@ -7,9 +7,11 @@ use std::process::ExitCode;
 use anyhow::{Context, bail};
 use tarnfs::actor::bundle::Config;
 use tarnfs::actor::spec::Net;
-use tarnfs::actors::{Actor, Actors, Id, ImageRef, InBundle, Make, Serving, UpperKind};
+use tarnfs::actors::{Actor, Actors, Begun, Id, ImageRef, InBundle, Make, Serving, UpperKind};
+use tarnfs::metrics::Phase;
 use tarnfs::mount::control::Listen;
-use tarnfs::store::Image;
+use tarnfs::mount::timed;
+use tarnfs::store::{Image, Store};
 
 use super::start;
 use crate::cli::Global;
@@ -107,17 +109,36 @@ impl Args {
 
 pub(super) fn run(global: &Global, args: &Args) -> anyhow::Result<ExitCode> {
     if args.start {
-        return start::start(global, &args.id, &|global| create(global, args));
+        return start::start(global, &args.id, &|global, begun| {
+            create_and_open(global, args, begun)
+        });
     }
-    create(global, args).map(|_| ExitCode::SUCCESS)
+    let store = image::store(global)?;
+    let found = asked(&store, args)?.get(&store)?;
+    create(&store, args, &found).map(|_| ExitCode::SUCCESS)
 }
 
-fn create(global: &Global, args: &Args) -> anyhow::Result<Actor> {
+/// The image is opened once, for both.
+fn create_and_open(global: &Global, args: &Args, begun: &mut Begun) -> anyhow::Result<Actor> {
     let store = image::store(global)?;
-    let asked = ImageArg::parse(&store, args.image.as_os_str())?.absolute()?;
-    let found = asked.get(&store)?;
+    let asked = asked(&store, args)?;
+    let (found, lower) = timed(&mut begun.phases, Phase::Image, || {
+        let found = asked.get(&store)?;
+        let lower = found.lower()?;
+        anyhow::Ok((found, lower))
+    })?;
+    let actor = create(&store, args, &found)?;
+    begun.image = Some((found, lower));
+    Ok(actor)
+}
+
+fn asked(store: &Store, args: &Args) -> anyhow::Result<ImageArg> {
+    ImageArg::parse(store, args.image.as_os_str())?.absolute()
+}
+
+fn create(store: &Store, args: &Args, found: &Image) -> anyhow::Result<Actor> {
     args.how
-        .create(&Actors::of(&store), &args.id, &found, &args.command)
+        .create(&Actors::of(store), &args.id, found, &args.command)
 }
 
 impl MakeArgs {

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
-use tarnfs::actors::{Actor, Id, Start};
+use tarnfs::actors::{Actor, Begun, Id, Start};
 
 use super::actors;
 use crate::cli::mount::{Waited, await_ready, start_server, tell_ready};
@@ -27,19 +27,18 @@ pub(crate) struct Args {
 }
 
 pub(super) fn run(global: &Global, args: &Args) -> anyhow::Result<ExitCode> {
-    let get = |global: &Global| Ok(actors(global)?.get(&args.id)?);
+    let get = |global: &Global, _: &mut Begun| Ok(actors(global)?.get(&args.id)?);
     if args.foreground {
         return serve(global, &get, false);
     }
     start(global, &args.id, &get)
 }
 
+/// Gives the actor that is to be started, and what was done for that on the way.
+type Get<'a> = &'a dyn Fn(&Global, &mut Begun) -> anyhow::Result<Actor>;
+
 /// Has the actor that `get` gives served by a process of its own.
-pub(super) fn start(
-    global: &Global,
-    id: &Id,
-    get: &dyn Fn(&Global) -> anyhow::Result<Actor>,
-) -> anyhow::Result<ExitCode> {
+pub(super) fn start(global: &Global, id: &Id, get: Get<'_>) -> anyhow::Result<ExitCode> {
     match start_server()? {
         Forked::Child => serve(global, get, true),
         Forked::Parent(server) => {
@@ -64,12 +63,9 @@ fn print_point(actor: &Actor) -> anyhow::Result<ExitCode> {
 }
 
 /// In the process that is to serve.
-fn serve(
-    global: &Global,
-    get: &dyn Fn(&Global) -> anyhow::Result<Actor>,
-    in_background: bool,
-) -> anyhow::Result<ExitCode> {
-    let actor = get(global)?;
+fn serve(global: &Global, get: Get<'_>, in_background: bool) -> anyhow::Result<ExitCode> {
+    let mut begun = Begun::default();
+    let actor = get(global, &mut begun)?;
     let mut global = global.clone();
     // Its standard error goes when it is ready.
     if in_background && global.log_file.is_none() {
@@ -79,7 +75,7 @@ fn serve(
         *file = std::path::absolute(&*file).unwrap_or_else(|_| PathBuf::from(&*file));
     }
     logging::init(&global)?;
-    let serving = match actor.start()? {
+    let serving = match actor.start(begun)? {
         Start::Ready(serving) => serving,
         Start::Already => {
             if in_background {
