@@ -6,6 +6,7 @@
 mod common;
 
 use std::fs;
+use std::io::BufRead;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -74,6 +75,14 @@ impl World {
             rustix::event::PollFlags::IN,
         )];
         rustix::event::poll(&mut polled, None).unwrap();
+    }
+
+    fn is_actor(&self, id: &str) -> bool {
+        self.store()
+            .join("actors")
+            .join(id)
+            .join("actor.json")
+            .exists()
     }
 
     fn store(&self) -> PathBuf {
@@ -517,6 +526,11 @@ fn bad_input_changes_nothing() {
     ok("mount", &["-t", "tmpfs", "x", &at("taken")]);
     world.refused(&["start", "m"], "in use");
     assert_eq!(world.state("m"), "created");
+    // By another path of it, too.
+    symlink(world.sandbox.path(), world.sandbox.at("around")).unwrap();
+    let around = at("around/taken");
+    world.refused(&["create", "--mount", &around, "n", "img"], "in use");
+    world.refused(&["inspect", "n"], "there is no actor n");
     ok("umount", &[&at("taken")]);
     world.actor(&["destroy", "m"]);
     assert!(taken.exists(), "it was not made for the actor");
@@ -664,6 +678,47 @@ fn a_start_is_told_of_from_its_image_on() {
     world.actor(&["start", "changed"]);
     assert_eq!(hit("changed"), 0.0);
     world.actor(&["destroy", "fresh", "again", "stored", "changed"]);
+    world.assert_none();
+}
+
+/// There are thousands of mounts where there are thousands of actors.
+#[test]
+fn a_start_reads_mountinfo_and_its_image_once() {
+    if !can_mount() || !common::has("strace") {
+        return;
+    }
+    let world = World::new();
+    world.actor(&["create", "there", "img"]);
+    let calls: [&[&str]; 3] = [
+        &["start", "there"],
+        &["create", "--start", "new", "img"],
+        &["create", "--start", "--upper", "tmpfs", "memory", "img"],
+    ];
+    for call in calls {
+        let log = world.sandbox.at("strace.log");
+        let mut command = Command::new("strace");
+        command.args(["-f", "-qq", "-e", "trace=openat", "-o"]);
+        command.arg(&log).arg(env!("CARGO_BIN_EXE_tarnfs"));
+        command.arg("--store").arg(world.store()).arg("actor");
+        let mut traced = command
+            .args(call)
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        // It goes on with the server; the point is printed when that is ready.
+        let mut point = String::new();
+        std::io::BufReader::new(traced.stdout.take().unwrap())
+            .read_line(&mut point)
+            .unwrap();
+        assert!(!point.is_empty(), "{call:?}");
+        let id = call.iter().find(|word| world.is_actor(word)).unwrap();
+        let lines = read(&log);
+        let count = |name: &str| lines.lines().filter(|line| line.contains(name)).count();
+        assert_eq!(count("self/mountinfo\""), 1, "{call:?}");
+        assert_eq!(count("/image.json\""), 1, "{call:?}");
+        world.actor(&["destroy", id]);
+        assert!(traced.wait().unwrap().success(), "{call:?}");
+    }
     world.assert_none();
 }
 

@@ -4,11 +4,12 @@ use std::path::{Path, PathBuf};
 
 use super::place::{self, Place};
 use super::record::{FORMAT, ImageRef, InBundle, Make, Record, UpperKind};
-use super::{Actor, Actors, Error, Id};
+use super::{Actor, Actors, Error, Id, state};
 use crate::actor::bundle;
-use crate::mount::{MountError, find_mount};
+use crate::mount::{MountError, resolve_point, topmost};
 use crate::store::Image;
 use crate::sys::clock::since_epoch;
+use crate::sys::mount::MountPoint;
 
 impl Actors {
     /// Makes the actor `id` on `image`, which `make` names; one that is there already and is to be
@@ -92,12 +93,12 @@ impl Actor {
         }
         if let Some(InBundle { dir, .. }) = &make.bundle {
             bundle::refuse_link(dir)?;
-            check_free(&self.point(), "give another")?;
+            check_free(&state::mounted()?, &self.point(), "give another")?;
             bundle::check_rootfs(dir, &self.bundle_record())?;
         }
         if let Some(point) = &make.point {
             bundle::refuse_link(point)?;
-            check_free(point, "give another")?;
+            check_free(&state::mounted()?, point, "give another")?;
             bundle::check_dir(point)?;
         }
         match &make.upper {
@@ -142,10 +143,11 @@ fn real(path: &Path) -> PathBuf {
         .unwrap_or_else(|| path.to_owned())
 }
 
-/// Refuses a mount point on which something is mounted; `advice` says what to do.
-pub(super) fn check_free(point: &Path, advice: &str) -> Result<(), Error> {
-    let found = find_mount(point).map_err(Error::path("cannot look for a mount at", point))?;
-    match found {
+/// Refuses a mount point on which something of `all` is mounted; `advice` says what to do.
+pub(super) fn check_free(all: &[MountPoint], point: &Path, advice: &str) -> Result<(), Error> {
+    // A mount is told by the one path that it has.
+    let at = resolve_point(point).unwrap_or_else(|_| point.to_owned());
+    match topmost(all, &at) {
         None => Ok(()),
         Some(found) => Err(Error::Refused(format!(
             "{}: in use as a mount point ({}); {advice}",

@@ -43,7 +43,6 @@ use std::path::{Path, PathBuf};
 
 use crate::actor::bundle;
 use crate::store::{Image, Store};
-use crate::sys::mount::mounts;
 use place::Place;
 
 /// The actors of a store.
@@ -127,7 +126,7 @@ impl Actors {
             }
         }
         ids.sort_unstable();
-        let all = mounts().map_err(Error::path("cannot read", "/proc/self/mountinfo"))?;
+        let all = state::mounted()?;
         let listed = ids.into_iter().filter_map(|id| {
             let found = match self.find(&id) {
                 Ok(Some(actor)) => state::look_in(&actor.place, &all).map(|seen| (actor, seen)),

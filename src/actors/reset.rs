@@ -38,11 +38,11 @@ impl Actor {
         Ok(was)
     }
 
-    /// Goes on with a reset that was broken off.
-    pub(super) fn finish_wipe(&self, _locked: &Locked) -> Result<(), Error> {
+    /// Goes on with a reset that was broken off; whether there was one.
+    pub(super) fn finish_wipe(&self, _locked: &Locked) -> Result<bool, Error> {
         let wipe = self.place.wipe();
         if !wipe.exists() {
-            return Ok(());
+            return Ok(false);
         }
         let failed = |path: &Path| Error::path("cannot clear", path.to_owned());
         if self.record.make.upper == UpperKind::Tmpfs {
@@ -58,7 +58,8 @@ impl Actor {
             unmark(&upper).map_err(failed(&upper))?;
         }
         remove_file(&self.place.server()).map_err(failed(&self.place.server()))?;
-        remove_file(&wipe).map_err(failed(&wipe))
+        remove_file(&wipe).map_err(failed(&wipe))?;
+        Ok(true)
     }
 
     /// Takes the actor's tmpfs away, and what is in it.

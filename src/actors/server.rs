@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::create::check_free;
 use super::place::{self, Locked};
 use super::record::{ImageRef, UpperKind};
-use super::state::{self, Serves, State};
+use super::state::{self, Seen, Serves, State};
 use super::stop::Stop;
 use super::{Actor, Error};
 use crate::actor::bundle;
@@ -18,12 +18,13 @@ use crate::lower::Lower;
 use crate::metrics::{Phase, Phases};
 use crate::mount::backing::Choice;
 use crate::mount::{
-    About, MountOptions, Rights, Server, Signals, check_point, find_mount, open_upper,
-    prepare_process, rights, state_dirs, timed,
+    About, MountOptions, Rights, Server, Signals, check_point_among, open_upper, prepare_process,
+    rights, state_dirs, timed, topmost,
 };
 use crate::overlay::{self, Overlay, Quota};
 use crate::store::Image;
 use crate::sys;
+use crate::sys::mount::MountPoint;
 use crate::upper::Upper;
 
 /// How long a server that was sent away may take to end before a new one begins.
@@ -70,32 +71,26 @@ impl Actor {
     /// [`Error`]; then nothing is mounted.
     pub fn start(&self, begun: Begun) -> Result<Start, Error> {
         let locked = self.lock()?;
-        let seen = state::look(&self.place)?;
-        match seen.state {
-            State::Mounted => return Ok(Start::Already),
-            State::Stale => self.clear_stale(&seen)?,
-            State::Detached => self.stop_locked(
-                &locked,
-                Stop {
-                    wait: LEAVING,
-                    ..Stop::default()
-                },
-            )?,
-            State::Created | State::Stopped => {}
+        let mut mounted = state::mounted()?;
+        let seen = state::look_in(&self.place, &mounted)?;
+        if seen.state == State::Mounted {
+            return Ok(Start::Already);
         }
-        self.finish_wipe(&locked)?;
+        if self.repair(&locked, &seen)? {
+            mounted = state::mounted()?;
+        }
         let Begun { image, mut phases } = begun;
         let (image, lower) = match image {
             Some(opened) => opened,
             None => timed(&mut phases, Phase::Image, || self.open_image())?,
         };
         let (upper, work) = self.writes();
-        let point = self.make_point(&[&upper, &work])?;
+        let point = self.make_point(&mounted, &[&upper, &work])?;
         prepare_process().map_err(Error::path("cannot prepare the server of", &self.place.dir))?;
         // Before there is a second thread.
         let rights = rights::needed().then(Rights::acquire).transpose()?;
         let overlay = timed(&mut phases, Phase::Upper, || {
-            self.make_writes()?;
+            self.make_writes_among(&mounted)?;
             self.open_overlay(lower, &upper, &work)
         })?;
         let serves = Serves::begin(&self.place)?;
@@ -115,6 +110,21 @@ impl Actor {
         })))
     }
 
+    /// Clears and finishes what an earlier server or call has left; whether there was anything.
+    fn repair(&self, locked: &Locked, seen: &Seen) -> Result<bool, Error> {
+        let stop = Stop {
+            wait: LEAVING,
+            ..Stop::default()
+        };
+        match seen.state {
+            State::Stale => self.clear_stale(seen)?,
+            State::Detached => self.stop_locked(locked, stop)?,
+            State::Created | State::Stopped | State::Mounted => {}
+        }
+        let wiped = self.finish_wipe(locked)?;
+        Ok(wiped || matches!(seen.state, State::Stale | State::Detached))
+    }
+
     fn open_image(&self) -> Result<(Image, Lower), Error> {
         let image = self.image()?;
         let lower = image.lower()?;
@@ -123,10 +133,19 @@ impl Actor {
 
     /// The directories for what is written, made if they are missing.
     pub(super) fn make_writes(&self) -> Result<(PathBuf, PathBuf), Error> {
+        let mounted = match self.record.make.upper {
+            UpperKind::Tmpfs => state::mounted()?,
+            UpperKind::Disk | UpperKind::Dir { .. } => Vec::new(),
+        };
+        self.make_writes_among(&mounted)
+    }
+
+    /// [`Self::make_writes`], where all mounts are known.
+    fn make_writes_among(&self, mounted: &[MountPoint]) -> Result<(PathBuf, PathBuf), Error> {
         let (upper, work) = self.writes();
         let make = &self.record.make;
         match make.upper {
-            UpperKind::Tmpfs => self.mount_tmpfs()?,
+            UpperKind::Tmpfs => self.mount_tmpfs(mounted)?,
             UpperKind::Disk | UpperKind::Dir { .. } => {}
         }
         for (dir, mode) in [(&upper, 0o755), (&work, 0o700)] {
@@ -137,10 +156,10 @@ impl Actor {
 
     /// The actor's tmpfs, if it is not there already: it is not the server's, whose end it
     /// outlives.
-    fn mount_tmpfs(&self) -> Result<(), Error> {
+    fn mount_tmpfs(&self, mounted: &[MountPoint]) -> Result<(), Error> {
         let mem = self.place.mem();
         let failed = || Error::path("cannot mount a tmpfs on", &mem);
-        if find_mount(&mem).map_err(failed())?.is_some() {
+        if topmost(mounted, &mem).is_some() {
             return Ok(());
         }
         place::make_dir(&mem, 0o700).map_err(failed())?;
@@ -150,7 +169,7 @@ impl Actor {
     }
 
     /// Where to mount, made if it is missing.
-    fn make_point(&self, own: &[&Path]) -> Result<PathBuf, Error> {
+    fn make_point(&self, mounted: &[MountPoint], own: &[&Path]) -> Result<PathBuf, Error> {
         let point = self.point();
         if let Some(bundle) = &self.record.make.bundle {
             bundle::make_rootfs(&bundle.dir, &self.bundle_record())?;
@@ -166,8 +185,8 @@ impl Actor {
                 .create(&point)
                 .map_err(Error::path("cannot make", &point))?;
         }
-        check_free(&point, "unmount that first")?;
-        Ok(check_point(&point, own)?)
+        check_free(mounted, &point, "unmount that first")?;
+        Ok(check_point_among(mounted, &point, own)?)
     }
 
     fn open_overlay(&self, lower: Lower, upper: &Path, work: &Path) -> Result<Overlay, Error> {

@@ -76,11 +76,15 @@ pub struct Seen {
     pub mounts: Vec<MountPoint>,
 }
 
+/// All mounts of this mount namespace, oldest first: to be read once for a call, since there may be
+/// thousands.
+pub(super) fn mounted() -> Result<Vec<MountPoint>, Error> {
+    mounts().map_err(Error::path("cannot read", "/proc/self/mountinfo"))
+}
+
 /// Looks at the actor in `place`.
 pub(super) fn look(place: &Place) -> Result<Seen, Error> {
-    let failed = Error::path("cannot read", "/proc/self/mountinfo");
-    let all = mounts().map_err(failed)?;
-    look_in(place, &all)
+    look_in(place, &mounted()?)
 }
 
 /// [`look`], where mountinfo was read already.

@@ -13,7 +13,7 @@ use super::state::{self, Seen, State};
 use super::{Actor, Error};
 use crate::mount::{How, MountError, find_mount, unmount};
 use crate::sys;
-use crate::sys::mount::{MountPoint, mounts};
+use crate::sys::mount::MountPoint;
 
 /// How long a server is asked to end before it is killed, and between two times.
 const URGED: Duration = Duration::from_secs(5);
@@ -153,7 +153,7 @@ impl Actor {
 
 /// What is mounted on top of `mount` or below it, the innermost first.
 fn below(mount: &MountPoint) -> Result<Vec<PathBuf>, Error> {
-    let all = mounts().map_err(Error::path("cannot read", "/proc/self/mountinfo"))?;
+    let all = state::mounted()?;
     let mut inside = vec![mount.id];
     let mut paths = Vec::new();
     // A mount comes after the one it is mounted on, but for those that were moved.

@@ -30,7 +30,7 @@ use std::path::PathBuf;
 
 pub use error::MountError;
 pub use kernel::{Engine, EngineChoice, engine_of};
-pub use point::{check_point, find_mount, resolve_point};
+pub use point::{check_point, check_point_among, find_mount, resolve_point, topmost};
 pub use process::{detach_from_terminal, prepare_process};
 pub use registry::{Record, record_of, state_dirs, wait_for_leaving};
 pub use rights::Rights;

@@ -29,8 +29,14 @@ pub fn resolve_point(point: &Path) -> io::Result<PathBuf> {
 /// # Errors
 /// mountinfo cannot be read.
 pub fn find_mount(path: &Path) -> io::Result<Option<MountPoint>> {
+    Ok(topmost(&mounts()?, path).cloned())
+}
+
+/// As [`find_mount`], of all mounts that there are, oldest first.
+#[must_use]
+pub fn topmost<'a>(all: &'a [MountPoint], path: &Path) -> Option<&'a MountPoint> {
     // Later lines lie on top of earlier ones with the same path.
-    Ok(mounts()?.into_iter().rev().find(|m| m.path == path))
+    all.iter().rev().find(|m| m.path == path)
 }
 
 /// Checks that something can be mounted on `point`; gives its path as [`resolve_point`] does, a
@@ -41,6 +47,19 @@ pub fn find_mount(path: &Path) -> io::Result<Option<MountPoint>> {
 /// # Errors
 /// Each of the one-line errors of [`MountError`] about mount points.
 pub fn check_point(point: &Path, own: &[&Path]) -> Result<PathBuf, MountError> {
+    let all = mounts().map_err(MountError::system("/proc/self/mountinfo"))?;
+    check_point_among(&all, point, own)
+}
+
+/// As [`check_point`], where all mounts that there are, oldest first, are known.
+///
+/// # Errors
+/// As of [`check_point`].
+pub fn check_point_among(
+    all: &[MountPoint],
+    point: &Path,
+    own: &[&Path],
+) -> Result<PathBuf, MountError> {
     let missing = |error: io::Error| match error.kind() {
         io::ErrorKind::NotFound => MountError::PointMissing(point.to_owned()),
         io::ErrorKind::NotADirectory => MountError::PointNotDirectory(point.to_owned()),
@@ -48,10 +67,10 @@ pub fn check_point(point: &Path, own: &[&Path]) -> Result<PathBuf, MountError> {
         _ => MountError::system(point.display().to_string())(error),
     };
     let path = resolve_point(point).map_err(missing)?;
-    refuse_ours(&path)?;
+    refuse_ours(all, &path)?;
     // Only now is it known not to be a mount of ours that may hang.
     let path = path.canonicalize().map_err(missing)?;
-    refuse_ours(&path)?;
+    refuse_ours(all, &path)?;
     if !path.metadata().map_err(missing)?.is_dir() {
         return Err(MountError::PointNotDirectory(point.to_owned()));
     }
@@ -70,12 +89,11 @@ pub fn check_point(point: &Path, own: &[&Path]) -> Result<PathBuf, MountError> {
 
 /// A second mount of ours on the same directory is nearly always a mistake: it would hide the
 /// first, whose writes then seem lost.
-fn refuse_ours(path: &Path) -> Result<(), MountError> {
-    let found = find_mount(path).map_err(MountError::system("/proc/self/mountinfo"))?;
-    match found {
-        Some(mount) if engine_of(&mount).is_some() => Err(MountError::AlreadyMounted {
+fn refuse_ours(all: &[MountPoint], path: &Path) -> Result<(), MountError> {
+    match topmost(all, path) {
+        Some(mount) if engine_of(mount).is_some() => Err(MountError::AlreadyMounted {
             point: path.to_owned(),
-            image: image_of(&mount),
+            image: image_of(mount),
         }),
         Some(_) | None => Ok(()),
     }
