@@ -722,6 +722,44 @@ fn a_start_reads_mountinfo_and_its_image_once() {
     world.assert_none();
 }
 
+#[test]
+fn the_log_of_a_server_is_bounded() {
+    const MAX: u64 = 1 << 20;
+    if !can_mount() {
+        return;
+    }
+    let world = World::new();
+    world.actor(&["create", "a", "img"]);
+    let log = PathBuf::from(world.inspect("a")["log"].as_str().unwrap());
+    let old = log.with_extension("old");
+    let len = |path: &Path| path.metadata().map_or(0, |found| found.len());
+    // What an earlier server has left.
+    fs::write(&log, vec![b'x'; 3 << 20]).unwrap();
+    world
+        .sandbox
+        .tarnfs_ok(["--log", "trace", "actor", "start", "a"]);
+    assert_eq!(len(&old), 3 << 20);
+    let point = PathBuf::from(world.inspect("a")["mount"].as_str().unwrap());
+    for n in 0.. {
+        assert!(n < 100_000, "{} bytes are never moved", len(&log));
+        drop(fs::symlink_metadata(point.join(format!("none-{n}"))));
+        assert!(len(&log) <= MAX);
+        if n % 100 == 0 && len(&old) <= MAX {
+            break;
+        }
+    }
+    let newest = read(&old);
+    assert!(newest.ends_with('\n') && newest.contains("answered"));
+    // Others do not end it, and who removes it gets a new one.
+    world.actor(&["start", "a"]);
+    fs::remove_file(&log).unwrap();
+    drop(fs::symlink_metadata(point.join("one-more")));
+    world.actor(&["stop", "a"]);
+    assert!(read(&log).contains("unmounted"));
+    world.actor(&["destroy", "a"]);
+    world.assert_none();
+}
+
 /// All of a tree but what differs by itself: names, kinds, sizes, modes, content.
 fn tree(at: &Path) -> String {
     let script = "find . -printf '%P %y %m %U %G %n %l\\n' | sort; find . -type f -print0 | sort -z | xargs -0 sha256sum";

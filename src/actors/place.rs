@@ -8,7 +8,7 @@
 //!                     rootfs       where it is mounted, unless elsewhere
 //!                     server       the last server: who it is; locked as long as it lives
 //!                     socket/control   where it is asked; who binds it locks its directory
-//!                     log          what it had to say
+//!                     log          what it had to say; log.old: what was said before that
 //!                     made-point   its mount point elsewhere goes with it
 //!                     wipe         an unfinished reset
 //! <store>/actors/.new-*, .gone-*   what is being made or removed

@@ -1,14 +1,18 @@
 //! Where the log goes.
 
+mod rolling;
+
 use std::fs::OpenOptions;
-use std::io::IsTerminal;
+use std::io::{self, IsTerminal, Write};
 use std::path::Path;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use anyhow::Context;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::writer::BoxMakeWriter;
 
 use super::Global;
+use rolling::Rolling;
 
 /// The form of a log line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -21,16 +25,56 @@ pub(crate) enum LogFormat {
 
 /// Sets up the log of this process: to the log file if there is one, else to standard error.
 pub(crate) fn init(global: &Global) -> anyhow::Result<()> {
+    let (writer, colours) = match &global.log_file {
+        Some(path) => (to_file(path)?, false),
+        None => (BoxMakeWriter::new(io::stderr), io::stderr().is_terminal()),
+    };
+    init_by(global, writer, colours)
+}
+
+/// The same for a server, whose own log nobody looks after and which is found on the way: until then
+/// it goes to standard error.
+pub(crate) fn init_of_server(global: &Global) -> anyhow::Result<OwnLog> {
+    let own = OwnLog::default();
+    let there = own.clone();
+    init_by(global, BoxMakeWriter::new(move || there.clone()), false)?;
+    Ok(own)
+}
+
+/// The log of a server, at most twice [`rolling::MAX`] long.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct OwnLog(Arc<OnceLock<Mutex<Rolling>>>);
+
+impl OwnLog {
+    /// Has it be the file at `path` from now on.
+    pub(crate) fn found(&self, path: &Path) -> anyhow::Result<()> {
+        let file = Rolling::open(path, rolling::MAX)
+            .with_context(|| format!("log file {}", path.display()))?;
+        self.0.get_or_init(|| Mutex::new(file));
+        Ok(())
+    }
+}
+
+impl Write for OwnLog {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        match self.0.get() {
+            Some(file) => {
+                let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
+                file.write(line)
+            }
+            None => io::stderr().write(line),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn init_by(global: &Global, writer: BoxMakeWriter, colours: bool) -> anyhow::Result<()> {
     let filter = EnvFilter::builder()
         .parse(&global.log)
         .with_context(|| format!("--log {:?}", global.log))?;
-    let (writer, colours) = match &global.log_file {
-        Some(path) => (to_file(path)?, false),
-        None => (
-            BoxMakeWriter::new(std::io::stderr),
-            std::io::stderr().is_terminal(),
-        ),
-    };
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(writer)

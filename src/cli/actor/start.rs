@@ -65,16 +65,20 @@ fn print_point(actor: &Actor) -> anyhow::Result<ExitCode> {
 /// In the process that is to serve.
 fn serve(global: &Global, get: Get<'_>, in_background: bool) -> anyhow::Result<ExitCode> {
     let mut begun = Begun::default();
-    let actor = get(global, &mut begun)?;
     let mut global = global.clone();
-    // Its standard error goes when it is ready.
-    if in_background && global.log_file.is_none() {
-        global.log_file = Some(actor.log());
-    }
     if let Some(file) = &mut global.log_file {
         *file = std::path::absolute(&*file).unwrap_or_else(|_| PathBuf::from(&*file));
     }
-    logging::init(&global)?;
+    // Its standard error goes when it is ready.
+    let actor = if in_background && global.log_file.is_none() {
+        let log = logging::init_of_server(&global)?;
+        let actor = get(&global, &mut begun)?;
+        log.found(&actor.log())?;
+        actor
+    } else {
+        logging::init(&global)?;
+        get(&global, &mut begun)?
+    };
     let serving = match actor.start(begun)? {
         Start::Ready(serving) => serving,
         Start::Already => {
