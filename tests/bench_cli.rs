@@ -199,9 +199,12 @@ fn without_root_it_says_so() {
     assert!(said.contains("bench needs root"), "{said}");
 }
 
-/// A benchmark that has begun and does not end: a server of its own is there.
-fn begun(place: &Path) -> Child {
-    let mut child = Command::new(TARNFS)
+/// A benchmark that has begun and does not end: a server of its own is there. `signals` is how
+/// env(1) is to set them, so that it is not as this test was started.
+fn begun(place: &Path, signals: &[&str]) -> Child {
+    let mut child = Command::new("env")
+        .args(signals)
+        .arg(TARNFS)
         .args([
             "bench",
             "--quick",
@@ -231,13 +234,34 @@ fn interrupted_it_takes_everything_off() {
     }
     let sandbox = Sandbox::new();
     let place = sandbox.dir("place");
-    let child = begun(&place);
+    let child = begun(&place, &["--default-signal=INT,TERM,HUP"]);
     ok("kill", ["-INT", &child.id().to_string()]);
+    assert_interrupted(child);
+    assert_nothing_left(&sandbox, &place);
+}
+
+/// As a shell without job control starts what is to be in the background.
+#[test]
+fn in_the_background_it_ends_by_sigterm() {
+    if !can_bench() {
+        return;
+    }
+    for ignored in ["INT", "INT,TERM,HUP"] {
+        let sandbox = Sandbox::new();
+        let place = sandbox.dir("place");
+        let ignore = format!("--ignore-signal={ignored}");
+        let child = begun(&place, &["--default-signal=INT,TERM,HUP", &ignore]);
+        ok("kill", ["-TERM", &child.id().to_string()]);
+        assert_interrupted(child);
+        assert_nothing_left(&sandbox, &place);
+    }
+}
+
+fn assert_interrupted(child: Child) {
     let output = child.wait_with_output().unwrap();
     let said = text(&output.stderr);
     assert_eq!(output.status.code(), Some(130), "{said}");
     assert!(said.starts_with("tarnfs: interrupted"), "{said}");
-    assert_nothing_left(&sandbox, &place);
 }
 
 #[test]
@@ -247,7 +271,7 @@ fn killed_it_leaves_no_process_and_the_next_run_removes_its_directory() {
     }
     let sandbox = Sandbox::new();
     let place = sandbox.dir("place");
-    let mut child = begun(&place);
+    let mut child = begun(&place, &[]);
     // Another one's, which lives: it is locked.
     let held = sandbox.dir("place/tarnfs-bench-held");
     let lock = std::fs::File::open(&held).unwrap();

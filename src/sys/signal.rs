@@ -45,8 +45,9 @@ extern "C" fn interrupt(_: libc::c_int) {
 }
 
 /// From now on SIGINT, SIGTERM and SIGHUP do not end the process but are noted ([`interrupted`]),
-/// and break off a system call that waits. One that is ignored stays ignored. Programs that it
-/// executes have them as they were.
+/// and break off a system call that waits. SIGINT and SIGHUP stay ignored where they are: the shell
+/// of a job in the background ignores them for it, and SIGTERM is what is left to end it. Programs
+/// that it executes have them as they were, but for a SIGTERM that was ignored.
 ///
 /// # Errors
 /// sigaction(2)'s.
@@ -59,7 +60,8 @@ pub fn catch_interrupts() -> io::Result<()> {
             return Err(io::Error::last_os_error());
         }
         // SAFETY: sigaction(2) has filled it in; it was zeroed, which is valid too.
-        if unsafe { now.assume_init() }.sa_sigaction == libc::SIG_IGN {
+        let is_ignored = unsafe { now.assume_init() }.sa_sigaction == libc::SIG_IGN;
+        if is_ignored && signal != libc::SIGTERM {
             continue;
         }
         // SAFETY: a zeroed sigaction is a valid one: no flags, an empty mask.

@@ -74,7 +74,8 @@ fn wait(child: &mut Child) -> anyhow::Result<ExitStatus> {
         match poll(&mut fds, Some(&look)) {
             Ok(0) | Err(Errno::INTR) if interrupted() && !told => {
                 told = true;
-                match pidfd_send_signal(&fd, Signal::INT) {
+                // The one of the signals that it is sure to catch.
+                match pidfd_send_signal(&fd, Signal::TERM) {
                     Ok(()) | Err(Errno::SRCH) => {}
                     Err(error) => return Err(error.into()),
                 }
