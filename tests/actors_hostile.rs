@@ -282,6 +282,44 @@ fn closed_files_of_an_ordinary_user_are_in_his_checkpoints() {
     });
 }
 
+/// The same of forks, some of which are started at once: of an actor that is mounted, and
+/// of one that was stopped.
+#[test]
+fn closed_files_of_an_ordinary_user_are_in_his_forks() {
+    let test = "closed_files_of_an_ordinary_user_are_in_his_forks";
+    common::user::with_user(test, |user| {
+        fs::write(user.dir("tree").join("file"), "of the image").unwrap();
+        pack(&user.at("tree"), &user.at("image.tar"), &[]);
+        let said = user.sh(&format!(
+            r#"t() {{ '{}' --store store actor "$@"; }}
+            p=$(t create --start a image.tar)
+            echo kept >"$p/closed"; chmod 0 "$p/closed"
+            echo mute >"$p/write-only"; chmod 0200 "$p/write-only"
+            mkdir "$p/dir"; echo x >"$p/dir/x"; chmod 0 "$p/dir"
+            t fork a cold >digest; t fork --start a warm >>digest
+            stat -c '%a %n' "$p/closed" "$p/write-only" "$p/dir" | sed 's|/.*/||'
+            t stop a
+            t fork a late; t fork --start a later
+            t start cold >/dev/null; t start late >/dev/null
+            for id in cold warm late later; do
+                q=store/actors/$id/rootfs
+                stat -c '%a' "$q/closed" "$q/write-only" "$q/dir"
+                chmod -R u+rwX "$q/closed" "$q/write-only" "$q/dir"
+                cat "$q/closed" "$q/write-only" "$q/dir/x"
+            done
+            t destroy a cold warm late later; t list -q; wc -l <digest"#,
+            user.tarnfs().display()
+        ));
+        let digests = said.lines().filter(|line| line.starts_with("sha256:"));
+        assert_eq!(digests.count(), 2, "{said}");
+        let rest: Vec<_> = said.lines().filter(|l| !l.starts_with("sha256:")).collect();
+        let before = ["0 closed", "200 write-only", "0 dir"];
+        let each = ["0", "200", "0", "kept", "mute", "x"];
+        let all = [&before[..], &each, &each, &each, &each, &["2"]].concat();
+        assert_eq!(rest, all);
+    });
+}
+
 #[test]
 fn columns_stand_below_each_other() {
     let Some(world) = World::new() else { return };

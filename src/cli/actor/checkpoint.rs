@@ -1,19 +1,22 @@
 //! `tarnfs actor checkpoint`, `fork`, `diff`
 
-use std::io::Write;
+use std::fs::File;
+use std::io::{Read, Write};
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use anyhow::{Context, bail};
 use serde_json::json;
 use tarnfs::actors::{Actor, Asked, Checkpoint, Id};
 use tarnfs::diff::Pattern;
 use tarnfs::mount::{Rights, rights};
 use tarnfs::store::ImageName;
+use tarnfs::sys::process::{self, Forked, Running};
 
 use super::{actors, again};
 use crate::cli::diff::{DiffArgs, pattern};
 use crate::cli::progress::Bar;
-use crate::cli::{Global, image, print};
+use crate::cli::{Global, image, logging, print};
 
 /// Keep what an actor has written as an image, and print its digest
 ///
@@ -130,7 +133,15 @@ pub(crate) struct ForkArgs {
     new: Vec<Id>,
 }
 
+impl ForkArgs {
+    /// Whether they are to be mounted at once.
+    pub(super) fn starts(&self) -> bool {
+        self.start
+    }
+}
+
 pub(super) fn fork(global: &Global, args: &ForkArgs) -> anyhow::Result<ExitCode> {
+    let _rights = rights()?;
     let actors = actors(global)?;
     let of = actors.get(&args.id)?;
     // A call that was broken off is gone on with: all are of one state.
@@ -139,13 +150,38 @@ pub(super) fn fork(global: &Global, args: &ForkArgs) -> anyhow::Result<ExitCode>
         None => args.what.take(&of)?.value.digest,
     };
     actors.fork(&of, digest, &args.new)?;
-    if args.start {
-        for id in &args.new {
-            again(global, id)?;
-        }
-    }
     let mut out = print::out();
     let shown = writeln!(out, "{digest}").and_then(|()| out.flush());
+    print::finish(shown.map_err(Into::into))
+}
+
+/// The forks are made by a process of its own: who has the rights to read an ordinary user's closed
+/// files cannot mount any more.
+pub(super) fn fork_and_start(global: &Global, args: &ForkArgs) -> anyhow::Result<ExitCode> {
+    let Running { output, child } = match process::fork().context("starting the fork")? {
+        Forked::Child => {
+            logging::init(global)?;
+            return fork(global, args);
+        }
+        Forked::Parent(running) => running,
+    };
+    let mut digest = Vec::new();
+    File::from(output)
+        .read_to_end(&mut digest)
+        .context("waiting for the fork")?;
+    let killed = child.wait().context("waiting for the fork")?;
+    logging::init(global)?;
+    match killed {
+        Some(signal) => bail!("the fork was ended by signal {signal}; make the same call again"),
+        // It has said why.
+        None if digest.is_empty() => return Ok(ExitCode::FAILURE),
+        None => {}
+    }
+    for id in &args.new {
+        again(global, id)?;
+    }
+    let mut out = print::out();
+    let shown = out.write_all(&digest).and_then(|()| out.flush());
     print::finish(shown.map_err(Into::into))
 }
 

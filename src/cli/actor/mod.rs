@@ -53,6 +53,7 @@ pub(crate) fn run(global: &Global, args: Args) -> anyhow::Result<ExitCode> {
         // They fork before anything is opened, and see to their own log.
         What::Create(args) | What::Restore(args) if args.starts() => create::run(global, &args),
         What::Start(args) => start::run(global, &args),
+        What::Fork(args) if args.starts() => checkpoint::fork_and_start(global, &args),
         other => {
             logging::init(global)?;
             match other {
