@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use common::{Sandbox, can_mount, has, ok, pack, skip};
-use tarnfs::mount::{FreezeError, Freezer, MountOptions, Server, check_point};
+use tarnfs::mount::{FreezeError, Freezer, KeepError, MountOptions, Server, check_point};
 use tarnfs::overlay::{Options, Overlay};
 use tarnfs::store::Store;
 use tarnfs::upper::Upper;
@@ -258,6 +258,151 @@ fn what_was_stored_in_maps_is_there_after_syncfs() {
     }
     drop(frozen);
     program.end();
+}
+
+/// A copy that is made while programs go on, with the log over it, is of the moment of the freeze.
+#[test]
+fn what_is_overwritten_is_kept_while_programs_go_on() {
+    let Some(world) = World::new(false) else {
+        return;
+    };
+    const LEN: usize = 4_000_000;
+    // Each file has one number all over, but where it is being overwritten.
+    let write = r"
+import select
+LEN = 4000000
+def blocks(g):
+    b = (b'%08d' % g) * 12500
+    for at in range(0, LEN, len(b)):
+        yield at, b
+def place(f, g):
+    for at, b in blocks(g):
+        os.pwrite(f, b, at)
+def cut(f, g):
+    os.ftruncate(f, 0); place(f, g)
+def anew(f, g):
+    f = os.open('w' + I, os.O_RDWR | os.O_TRUNC); place(f, g); os.close(f)
+m = None
+def store(f, g):
+    global m
+    m = m or mmap.mmap(f, LEN)
+    for at, b in blocks(g):
+        m[at:at + len(b)] = b
+    m.flush()
+f = os.open('w' + I, os.O_RDWR | os.O_CREAT, 0o644)
+write = [place, cut, anew, store][int(I)]
+place(f, 0)
+print('begun')
+g = 0
+while not select.select([0], [], [], 0)[0]:
+    g += 1
+    write(f, g)
+    done = os.open('n' + I, os.O_WRONLY | os.O_CREAT, 0o644)
+    os.pwrite(done, b'%08d' % g, 0); os.close(done)
+";
+    let start = |i: usize| world.start(&format!("I = '{i}'\n{write}"));
+    let mut programs: Vec<_> = (0..4).map(start).collect();
+    for program in &mut programs {
+        assert_eq!(program.line(), "begun");
+    }
+    let mut last = [0; 4];
+    let mut records = 0;
+    for round in 0..6 {
+        let go_on = |last: &mut [u64; 4]| {
+            for i in 0..4 {
+                until("a program goes on", || {
+                    let done = fs::read_to_string(world.upper(&format!("n{i}")));
+                    let done = done.ok().and_then(|text| text.parse::<u64>().ok());
+                    let on = done.filter(|&done| done > last[i]);
+                    on.inspect(|&done| last[i] = done).is_some()
+                });
+            }
+        };
+        go_on(&mut last);
+        let frozen = world.freezer.freeze().unwrap();
+        let files: Vec<_> = (0..4)
+            .map(|i| {
+                let file = fs::File::open(world.upper(&format!("w{i}"))).unwrap();
+                let len = usize::try_from(file.metadata().unwrap().len()).unwrap();
+                let mut was = vec![0; len];
+                file.read_exact_at(&mut was, 0).unwrap();
+                (file, was)
+            })
+            .collect();
+        let number = |file: &fs::File| file.metadata().unwrap().ino();
+        let kept = frozen.keep(files.iter().map(|(file, _)| number(file)));
+        let kept = kept.map_err(|(_, error)| error).unwrap();
+        let log = world.sandbox.at("work/work").join(kept.name());
+        let mut log = fs::File::open(log).unwrap();
+        // All have overwritten all of it.
+        go_on(&mut last);
+        go_on(&mut last);
+        let mut copies: Vec<_> = files
+            .iter()
+            .map(|(file, was)| {
+                let mut copy = vec![0; was.len()];
+                // What has been cut off is in the log.
+                let mut at = 0;
+                while at < copy.len() {
+                    match file.read_at(&mut copy[at..], at as u64).unwrap() {
+                        0 => break,
+                        n => at += n,
+                    }
+                }
+                copy
+            })
+            .collect();
+        kept.finish().unwrap();
+        let mut head = [0; 24];
+        while log.read(&mut head).unwrap() > 0 {
+            let number_at = |n: usize| u64::from_le_bytes(head[n..n + 8].try_into().unwrap());
+            let [ino, at, len] = [0, 8, 16].map(|n| usize::try_from(number_at(n)).unwrap());
+            let one = files
+                .iter()
+                .position(|(file, _)| number(file) == ino as u64);
+            log.read_exact(&mut copies[one.unwrap()][at..at + len])
+                .unwrap();
+            records += 1;
+        }
+        for (i, ((_, was), copy)) in files.iter().zip(&copies).enumerate() {
+            assert!(was.len() <= LEN);
+            assert!(was == copy, "round {round}: w{i}");
+        }
+    }
+    assert!(records > 100, "{records}");
+    for program in programs {
+        program.end();
+    }
+    let inner = world.sandbox.at("work/work");
+    assert_eq!(fs::read_dir(&inner).unwrap().count(), 0);
+}
+
+#[test]
+fn what_may_be_written_past_the_server_is_not_kept() {
+    let Some(world) = World::new(true) else {
+        return;
+    };
+    let frozen = world.freezer.freeze().unwrap();
+    let (frozen, error) = match frozen.keep([1]) {
+        Ok(kept) => {
+            drop(kept);
+            // Where the kernel takes no files it writes to none.
+            skip("needs FUSE passthrough");
+            return;
+        }
+        Err(refused) => refused,
+    };
+    assert!(
+        matches!(error, KeepError::MayBeWrittenPastServer),
+        "{error}"
+    );
+    // All is held back still.
+    let mut writer = world.start("print('here'); os.mkdir('made'); print('made')\n");
+    assert_eq!(writer.line(), "here");
+    assert!(!world.upper("made").exists());
+    drop(frozen);
+    assert_eq!(writer.line(), "made");
+    writer.end();
 }
 
 #[test]

@@ -10,6 +10,10 @@
 //! there; and nothing is saved twice. Whoever only adds to a file says so too: from then on its
 //! size is not what it was.
 //!
+//! Holes are not saved: who copies has seen where they are. But what is allocated and not yet
+//! written (fallocate(2)) is a hole to lseek(2) only as long as none of it has been read, and it is
+//! one again when the pages have gone. So zeros are saved for it, which take no room.
+//!
 //! What cannot be written down must not hold up who writes: the log is given up then, and its
 //! reader is told at the end. So it is where it would use up the room of those who write.
 
@@ -32,9 +36,6 @@ use crate::upper::work::{Beside, Notes};
 #[cfg(doc)]
 use super::Frozen;
 
-/// The log's name in `work/work`: one at a time is there.
-const NAME: &str = "#kept";
-
 /// Bytes of a record before its data.
 const HEAD: usize = 24;
 
@@ -55,15 +56,15 @@ const SPARE: u64 = 64 << 20;
 /// 0600. It is records one after the other, of little-endian numbers of 64 bits: the number of the
 /// file (`st_ino` in the upper), an offset in it, and a length (not 0); then as many bytes, which
 /// were there while all was frozen. Records of one file do not overlap, and none reaches beyond its
-/// size then. What was a hole is in none: it was zeros, and who copies must know from before
-/// changes went on where holes are.
+/// size then. What was a hole is in none: who copies must know from before changes went on where
+/// holes are. But there may be zeros for what was allocated and never written, in records that may
+/// be as long as a file and are holes in the log themselves: who knows of the hole skips them.
 ///
 /// It is whole when [`Self::finish`] has answered so; who reads it must have opened it before.
 #[derive(Debug)]
 #[must_use = "nothing is kept any more when it is dropped"]
 pub struct Kept {
     log: Arc<Log>,
-    // Last: the next one may make a log of the same name.
     taken: Taken,
 }
 
@@ -75,7 +76,7 @@ impl Kept {
     /// The log's name, in the directory `work` of the work directory.
     #[must_use]
     pub fn name(&self) -> &str {
-        NAME
+        &self.log.name
     }
 
     /// Ends it: when this returns nothing more is written to the log, which has lost its name.
@@ -103,6 +104,7 @@ impl Drop for Kept {
 /// The log, and what is in it.
 #[derive(Debug)]
 pub(super) struct Log {
+    name: String,
     files: HashMap<u64, Mutex<Touched>>,
     out: Mutex<Out>,
 }
@@ -112,6 +114,7 @@ pub(super) struct Log {
 struct Touched {
     /// What its size was when it was first touched.
     size: Option<u64>,
+    /// What is in the log, or was a hole.
     saved: Ranges,
 }
 
@@ -132,10 +135,12 @@ impl Log {
     /// [`Beside::notes`]'s.
     pub(super) fn new(beside: &Beside, files: impl IntoIterator<Item = u64>) -> Result<Self> {
         let touched = |ino| (ino, Mutex::default());
+        let notes = beside.notes().doing("making a log")?;
         Ok(Self {
+            name: notes.name().to_owned(),
             files: files.into_iter().map(touched).collect(),
             out: Mutex::new(Out {
-                notes: Some(beside.notes(NAME).doing("making a log")?),
+                notes: Some(notes),
                 at: 0,
                 lost: None,
             }),
@@ -181,9 +186,12 @@ impl Log {
         let readable = readable(fd)?;
         let fd = readable.as_ref().map_or(fd, AsFd::as_fd);
         for part in missing {
-            let mut rest = part.clone();
-            while let Some(data) = next_data(fd, &rest)? {
-                rest.start = data.end;
+            let mut at = part.start;
+            while at < part.end {
+                let data = next_data(fd, &(at..part.end))?;
+                let data = data.unwrap_or(part.end..part.end);
+                self.write_blanks(ino, fd, at..data.start)?;
+                at = data.end;
                 self.write(ino, fd, data)?;
             }
             touched.saved.add(part);
@@ -195,21 +203,39 @@ impl Log {
         let mut at = data.start;
         while at < data.end {
             let end = data.end.min(at.saturating_add(RECORD));
-            if !lock(&self.out).write(ino, fd, at..end)? {
+            if !lock(&self.out).write(ino, Some(fd), at..end)? {
                 return Ok(());
             }
             at = end;
         }
         Ok(())
     }
+
+    /// Writes zeros for what is allocated of a hole.
+    fn write_blanks(
+        &self,
+        ino: u64,
+        fd: BorrowedFd<'_>,
+        mut hole: Range<u64>,
+    ) -> rustix::io::Result<()> {
+        while !hole.is_empty()
+            && let Some(blank) = fs::next_allocated(fd, hole.clone())?
+        {
+            hole.start = blank.end;
+            if !lock(&self.out).write(ino, None, blank)? {
+                break;
+            }
+        }
+        Ok(())
+    }
 }
 
 impl Out {
-    /// Writes a record; `false` if none is wanted any more.
+    /// Writes a record, of zeros if it is from nowhere; `false` if none is wanted any more.
     fn write(
         &mut self,
         ino: u64,
-        from: BorrowedFd<'_>,
+        from: Option<BorrowedFd<'_>>,
         data: Range<u64>,
     ) -> rustix::io::Result<bool> {
         let Some(notes) = self.notes.as_ref().filter(|_| self.lost.is_none()) else {
@@ -217,7 +243,7 @@ impl Out {
         };
         let to = notes.fd();
         let len = data.end.saturating_sub(data.start);
-        if !has_room(to, len)? {
+        if !has_room(to, from.map_or(0, |_| len))? {
             return Err(Errno::NOSPC);
         }
         let mut head = Vec::with_capacity(HEAD);
@@ -227,13 +253,20 @@ impl Out {
         let small = if len <= SMALL { len } else { 0 };
         head.resize(HEAD.saturating_add(usize::try_from(small).unwrap_or(0)), 0);
         let buf = head.get_mut(HEAD..).unwrap_or_default();
-        if fs::read(from, data.start, buf)? < buf.len() {
+        if let Some(from) = from
+            && fs::read(from, data.start, buf)? < buf.len()
+        {
             return Err(Errno::IO);
         }
         super::file::write_all(to, self.at, &head)?;
         let at = self.at.saturating_add(head.len() as u64);
-        copy(from, data.start.saturating_add(small)..data.end, to, at)?;
-        self.at = at.saturating_add(len.saturating_sub(small));
+        let end = at.saturating_add(len.saturating_sub(small));
+        match from {
+            Some(from) => copy(from, data.start.saturating_add(small)..data.end, to, at)?,
+            // A hole reads as zeros.
+            None => fs::truncate(to, end)?,
+        }
+        self.at = end;
         Ok(true)
     }
 
@@ -393,10 +426,13 @@ impl Overlay {
     }
 
     /// Gives the log up where it may have taken the room that somebody has not found; answers
-    /// whether there was one.
+    /// whether there is more now.
     pub(super) fn give_up_log(&self) -> bool {
         let log = self.gate.log();
-        log.is_some_and(|log| lock(&log.out).give_up(Errno::NOSPC))
+        log.is_some_and(|log| {
+            let mut out = lock(&log.out);
+            out.at > 0 && out.give_up(Errno::NOSPC)
+        })
     }
 
     /// ftruncate(2).
@@ -415,9 +451,76 @@ impl Overlay {
         let len = u64::try_from(data.len()).unwrap_or(u64::MAX);
         let at = offset.unwrap_or(u64::MAX);
         self.keep_old(fd, at..at.saturating_add(len));
-        match offset {
-            Some(offset) => fs::write(fd, offset, data),
-            None => fs::append(fd, data),
+        let write = |done: usize| {
+            let data = data.get(done..).unwrap_or_default();
+            match offset {
+                Some(offset) => fs::write(fd, offset.saturating_add(done as u64), data),
+                None => fs::append(fd, data),
+            }
+        };
+        let done = write(0)?;
+        if done < data.len() && self.give_up_log() {
+            // As if there had been no log. Why the rest fails the next call will say.
+            return Ok(done.saturating_add(write(done).unwrap_or(0)));
         }
+        Ok(done)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn ranges_are_what_was_added(
+            added in prop::collection::vec((0_u64..60, 0_u64..12), 0..20),
+            (start, len) in (0_u64..60, 0_u64..60),
+        ) {
+            let mut ranges = Ranges::default();
+            let mut all = [false; 72];
+            for (start, len) in added {
+                ranges.add(start..start + len);
+                for n in start..start + len {
+                    all[usize::try_from(n).unwrap()] = true;
+                }
+            }
+            let missing = ranges.missing(&(start..start + len));
+            let mut last = 0;
+            for part in &missing {
+                prop_assert!(part.start >= last && part.start < part.end);
+                last = part.end + 1;
+            }
+            for n in 0..72 {
+                let asked = (start..start + len).contains(&n);
+                let expected = asked && !all[usize::try_from(n).unwrap()];
+                let found = missing.iter().any(|part| part.contains(&n));
+                prop_assert_eq!(found, expected, "{}", n);
+            }
+            let ends: Vec<_> = ranges.ends.iter().collect();
+            prop_assert!(ends.windows(2).all(|two| two[0].1 < two[1].0), "{:?}", ends);
+        }
+    }
+
+    #[test]
+    fn what_fallocate_changes() {
+        const KEEP: FallocateFlags = FallocateFlags::KEEP_SIZE;
+        let changed = |mode| changed_by(mode, 10, 5);
+        for mode in [FallocateFlags::empty(), KEEP, FallocateFlags::UNSHARE_RANGE] {
+            assert!(changed(mode).is_empty(), "{mode:?}");
+        }
+        let (punch, zero) = (FallocateFlags::PUNCH_HOLE, FallocateFlags::ZERO_RANGE);
+        for mode in [punch | KEEP, zero, zero | KEEP] {
+            assert_eq!(changed(mode), 10..15, "{mode:?}");
+        }
+        let (collapse, insert) = (FallocateFlags::COLLAPSE_RANGE, FallocateFlags::INSERT_RANGE);
+        // FALLOC_FL_WRITE_ZEROES, or whatever comes.
+        let unknown = FallocateFlags::from_bits_retain(0x80);
+        for mode in [collapse, insert, unknown] {
+            assert_eq!(changed(mode), 10..u64::MAX, "{mode:?}");
+        }
+        assert_eq!(changed_by(punch, u64::MAX - 1, 5), u64::MAX - 1..u64::MAX);
     }
 }

@@ -176,8 +176,12 @@ mod tests {
 
     #[test]
     fn the_order_is_held() {
-        use Class::{Copying, Entries, Gate, Moves, PlaceRead, PlaceWrite};
+        use Class::{Copying, Entries, Gate, Keeping, Moves, PlaceRead, PlaceWrite};
         assert!(allowed(&[lock(Gate, DIR), lock(Copying, FILE)]));
+        assert!(allowed(&[lock(Gate, DIR), lock(Keeping, FILE)]));
+        assert!(!allowed(&[lock(Keeping, FILE), lock(Keeping, DIR)]));
+        assert!(!allowed(&[lock(Keeping, FILE), lock(PlaceRead, DIR)]));
+        assert!(!allowed(&[lock(Keeping, FILE), lock(Gate, DIR)]));
         assert!(!allowed(&[lock(Copying, FILE), lock(Gate, DIR)]));
         assert!(!allowed(&[lock(Gate, DIR), lock(Gate, DIR)]));
         let copying = [lock(Copying, FILE), lock(Copying, DIR), lock(Entries, DIR)];

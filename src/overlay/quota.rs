@@ -85,11 +85,19 @@ pub(super) struct Claim<'a> {
     left: Usage,
 }
 
+/// What an operation was doing for which there is no room in the quota.
+const WITHIN: &str = "staying within the quota";
+
 fn full() -> Error {
     Error::Upper {
-        doing: "staying within the quota",
+        doing: WITHIN,
         errno: Errno::NOSPC,
     }
+}
+
+/// Whether there is no room in the quota, though there may be some on the filesystem.
+pub(super) fn is_exceeded(error: &Error) -> bool {
+    matches!(error, Error::Upper { doing, .. } if *doing == WITHIN)
 }
 
 impl Ledger {

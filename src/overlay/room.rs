@@ -157,7 +157,7 @@ impl Overlay {
                     },
                 ) => {
                     // The log takes from the same room, and writers are not to know of it.
-                    if self.give_up_log() {
+                    if !quota::is_exceeded(&error) && self.give_up_log() {
                         continue;
                     }
                     let until = *until.get_or_insert_with(|| Instant::now() + MOMENT);

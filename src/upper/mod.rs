@@ -117,7 +117,7 @@ pub struct Upper {
     namespace: Namespace,
     /// The caller's IDs that need no chown: those that the server itself creates files with.
     ids: (u32, u32),
-    next_temp: AtomicU64,
+    next_temp: Arc<AtomicU64>,
 }
 
 impl Upper {
@@ -187,7 +187,7 @@ impl Upper {
             workdir,
             namespace,
             ids,
-            next_temp: AtomicU64::new(0),
+            next_temp: Arc::default(),
         })
     }
 

@@ -4,7 +4,7 @@
 //! removes itself.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use rustix::fs::{OFlags, RenameFlags};
@@ -38,13 +38,16 @@ struct Entry<'a> {
 
 /// The way to a work directory, which it does not keep open.
 #[derive(Debug, Clone, Default)]
-pub struct Beside(Weak<OwnedFd>);
+pub struct Beside {
+    work: Weak<OwnedFd>,
+    next_temp: Arc<AtomicU64>,
+}
 
 /// A file of the work directory that never becomes an entry; its name goes when this is dropped.
 #[derive(Debug)]
 pub struct Notes {
     work: Arc<OwnedFd>,
-    name: &'static str,
+    name: String,
     fd: OwnedFd,
 }
 
@@ -64,16 +67,13 @@ pub enum Blank<'a> {
 }
 
 impl Beside {
-    /// Makes a file of this name, mode 0600, for reading and writing, in place of one that is there.
+    /// Makes a file, mode 0600, for reading and writing.
     ///
     /// # Errors
     /// open(2)'s; EROFS where there is no upper, or none any more.
-    pub fn notes(&self, name: &'static str) -> Result<Notes> {
-        let work = self.0.upgrade().ok_or(Errno::ROFS)?;
-        match fs::unlink(work.as_fd(), name.as_bytes()) {
-            Ok(()) | Err(Errno::NOENT) => {}
-            Err(errno) => return Err(errno),
-        }
+    pub fn notes(&self) -> Result<Notes> {
+        let work = self.work.upgrade().ok_or(Errno::ROFS)?;
+        let name = next_name(&self.next_temp);
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
         let fd = fs::open(work.as_fd(), name.as_bytes(), flags, 0o600)?;
         Ok(Notes { work, name, fd })
@@ -89,8 +89,8 @@ impl Notes {
 
     /// Its name in `work/work`.
     #[must_use]
-    pub fn name(&self) -> &'static str {
-        self.name
+    pub fn name(&self) -> &str {
+        &self.name
     }
 }
 
@@ -104,11 +104,19 @@ impl Drop for Notes {
     }
 }
 
+/// As kernel overlayfs names what it has in work, so that either clears the other's.
+fn next_name(next: &AtomicU64) -> String {
+    format!("#{:x}", next.fetch_add(1, Ordering::Relaxed))
+}
+
 impl Upper {
     /// The way to the work directory, for who may outlive the mount.
     #[must_use]
     pub fn beside(&self) -> Beside {
-        Beside(Arc::downgrade(&self.work))
+        Beside {
+            work: Arc::downgrade(&self.work),
+            next_temp: Arc::clone(&self.next_temp),
+        }
     }
 
     fn temp_of(&self, name: Vec<u8>, fd: OwnedFd) -> Temp<'_> {
@@ -121,8 +129,7 @@ impl Upper {
     }
 
     fn temp_name(&self) -> Vec<u8> {
-        let n = self.next_temp.fetch_add(1, Ordering::Relaxed);
-        format!("#{n:x}").into_bytes()
+        next_name(&self.next_temp).into_bytes()
     }
 
     /// Makes an entry in the work directory, mode 0600 (0700 for a directory). Its descriptor is

@@ -202,3 +202,72 @@ impl Keep {
         Ok(client)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Who freezes a server that answers with these lines, and then hangs up.
+    fn frozen(answers: &'static [&str]) -> Freeze {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        std::thread::spawn(move || {
+            let mut heard = BufReader::new(&theirs).lines();
+            for answer in answers {
+                heard.next().unwrap().unwrap();
+                writeln!(&theirs, "{answer}").unwrap();
+            }
+        });
+        let stream = BufReader::new(ours);
+        Client { stream }.freeze().unwrap()
+    }
+
+    const FROZEN: &str = r#"{"freeze":{}}"#;
+
+    #[test]
+    fn what_is_kept_is_thawed() {
+        let freeze = frozen(&[FROZEN, r##"{"keep":{"log":"#3"}}"##, r#"{"thaw":{}}"#]);
+        let keep = freeze.keep(&[1, u64::MAX]).unwrap();
+        assert_eq!(keep.log(), "#3");
+        keep.thaw().unwrap();
+        let lost = [
+            FROZEN,
+            r##"{"keep":{"log":"#3"}}"##,
+            r#"{"error":"no room"}"#,
+        ];
+        let lost: &[&str] = Box::leak(Box::new(lost));
+        let keep = frozen(lost).keep(&[]).unwrap();
+        assert_eq!(keep.thaw().unwrap_err().to_string(), "no room");
+    }
+
+    #[test]
+    fn who_is_refused_has_it_frozen_still() {
+        let freeze = frozen(&[FROZEN, r#"{"error":"no"}"#, r#"{"thaw":{}}"#]);
+        let (freeze, error) = freeze.keep(&[1]).map(drop).unwrap_err();
+        assert_eq!(error.to_string(), "no");
+        freeze.thaw().unwrap();
+    }
+
+    #[test]
+    fn who_is_answered_nonsense_does_not_take_it_for_frozen() {
+        let nonsense = [
+            r#"{"keep":{"log":"../upper/file"}}"#,
+            r#"{"keep":{"log":"/etc/passwd"}}"#,
+            r#"{"keep":{"log":".."}}"#,
+            r#"{"keep":{"log":"."}}"#,
+            r#"{"keep":{"log":""}}"#,
+            r#"{"keep":{"log":"a\u0000b"}}"#,
+            r#"{"keep":{"log":7}}"#,
+            r#"{"keep":{}}"#,
+            r#"{"thaw":{}}"#,
+            "nonsense",
+            "",
+        ];
+        for answer in nonsense {
+            let answers: &[&str] = Box::leak(Box::new([FROZEN, answer, r#"{"thaw":{}}"#]));
+            let (freeze, _) = frozen(answers).keep(&[1]).map(drop).unwrap_err();
+            assert!(freeze.thaw().is_err(), "{answer}");
+        }
+        let (freeze, _) = frozen(&[FROZEN]).keep(&[1]).map(drop).unwrap_err();
+        assert!(freeze.thaw().is_err());
+    }
+}

@@ -12,6 +12,7 @@ mod copying;
 mod faults;
 mod freezing;
 mod hard_links;
+mod keeping;
 mod kills;
 mod names;
 mod races;
