@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use common::{Sandbox, can_mount, has, ok, pack, skip};
+use tarnfs::mount::control::{Client, Freeze};
 use tarnfs::mount::{FreezeError, Freezer, KeepError, MountOptions, Server, check_point};
 use tarnfs::overlay::{Options, Overlay};
 use tarnfs::store::Store;
@@ -56,6 +57,7 @@ impl World {
         let overlay = Overlay::with_upper(lower, upper, Options::default()).unwrap();
         let mut options = MountOptions::new("freeze");
         options.serving.upper_passthrough = upper_passthrough;
+        options.control = Some(sandbox.at("control"));
         let point = check_point(&sandbox.at("mount"), &[]).unwrap();
         let server = Server::start(Arc::new(overlay), &point, &options).unwrap();
         let freezer = server.freezer();
@@ -377,6 +379,55 @@ while not select.select([0], [], [], 0)[0]:
     assert_eq!(fs::read_dir(&inner).unwrap().count(), 0);
 }
 
+/// As another process asks for it.
+#[test]
+fn what_is_overwritten_is_kept_for_who_asks_at_the_control_socket() {
+    let Some(world) = World::new(false) else {
+        return;
+    };
+    let write = |text: &str| {
+        let script = format!("fd = os.open('a0', os.O_RDWR); os.pwrite(fd, b'{text}', 2)\n");
+        world.start(&script).end()
+    };
+    let freeze = || -> Freeze {
+        let client = Client::connect(&world.sandbox.at("control")).unwrap();
+        client.freeze().unwrap()
+    };
+    write("first");
+    let file = fs::metadata(world.upper("a0")).unwrap().ino();
+    let inner = world.sandbox.at("work/work");
+    let keep = freeze().keep(&[file]).map_err(|(_, error)| error).unwrap();
+    let mut log = fs::File::open(inner.join(keep.log())).unwrap();
+    write("SEC");
+    write("THIRD");
+    let second = Client::connect(&world.sandbox.at("control")).unwrap();
+    assert!(second.freeze().is_err(), "one at a time");
+    let mut client = keep.thaw().unwrap();
+    let mut all = Vec::new();
+    log.read_to_end(&mut all).unwrap();
+    let record = |at: u64, bytes: &[u8]| {
+        let head = [file, at, bytes.len() as u64].map(u64::to_le_bytes);
+        [head.concat(), bytes.to_vec()].concat()
+    };
+    assert_eq!(all, [record(2, b"fir"), record(5, b"st")].concat());
+    write("later");
+    assert_eq!(log.read_to_end(&mut all).unwrap(), 0);
+    client.stats().unwrap();
+
+    // Whoever goes without a word ends it too.
+    let keep = freeze().keep(&[file]).map_err(|(_, error)| error).unwrap();
+    assert!(inner.join(keep.log()).exists());
+    drop(keep);
+    until("the log has gone", || {
+        fs::read_dir(&inner).unwrap().count() == 0
+    });
+    until("another can freeze", || {
+        let client = Client::connect(&world.sandbox.at("control")).unwrap();
+        client.freeze().is_ok_and(|freeze| freeze.thaw().is_ok())
+    });
+    assert_eq!(fs::read(world.upper("a0")).unwrap(), b"00later0");
+}
+
 #[test]
 fn what_may_be_written_past_the_server_is_not_kept() {
     let Some(world) = World::new(true) else {
@@ -396,6 +447,7 @@ fn what_may_be_written_past_the_server_is_not_kept() {
         matches!(error, KeepError::MayBeWrittenPastServer),
         "{error}"
     );
+    assert!(!error.to_string().contains('\n'));
     // All is held back still.
     let mut writer = world.start("print('here'); os.mkdir('made'); print('made')\n");
     assert_eq!(writer.line(), "here");
