@@ -7,8 +7,9 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, BufReader, Read};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 
 use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit};
@@ -31,8 +32,6 @@ const AT_ONCE: u64 = 64 << 20;
 const PIECE: usize = 1 << 20;
 /// The head of a record of the log: a file's number, an offset, a length.
 const HEAD: usize = 24;
-/// Of such a length: all of it is zeros.
-const ZEROS: u64 = 1 << 63;
 
 /// Who holds an upper still that is in use.
 pub trait Hold {
@@ -45,8 +44,8 @@ pub trait Hold {
     fn let_go(&self, files: &[u64]) -> io::Result<bool>;
 
     /// Ends the log and gives it, from its beginning: records of a file's number, an offset, a
-    /// length (64 bits each, little endian) and so many bytes, or none where the length's highest
-    /// bit says that they were zeros. None is over another.
+    /// length (64 bits each, little endian) and so many bytes. None is over another, and what was a
+    /// hole need not be in one.
     ///
     /// # Errors
     /// Some of it is lost: there was no room for it.
@@ -89,7 +88,7 @@ impl Changes<'_> {
         }
         match hold.log() {
             Ok(log) => {
-                later.restore(file, log)?;
+                later.restore(file, &log)?;
                 Ok(written)
             }
             Err(error) => {
@@ -194,62 +193,61 @@ impl Later {
     }
 
     /// Puts what the log has kept in place of what came over it.
-    fn restore(&self, out: &File, log: File) -> Result<(), DiffError> {
+    fn restore(&self, out: &File, log: &File) -> Result<(), DiffError> {
         let files: HashMap<u64, &[Run]> = self
             .files
             .iter()
             .map(|large| (large.ino, large.runs.as_slice()))
             .collect();
-        let mut log = BufReader::with_capacity(PIECE, log);
-        let mut piece = vec![0; PIECE];
         let failed = |error| DiffError::Held(error);
-        while let Some([ino, offset, len]) = head(&mut log).map_err(failed)? {
+        let end = log.metadata().map_err(failed)?.len();
+        let mut piece = Vec::new();
+        let mut at = 0;
+        while at < end {
+            let mut head = [0; HEAD];
+            log.read_exact_at(&mut head, at).map_err(failed)?;
+            let [ino, offset, len] = numbers(&head);
+            let data = at + HEAD as u64;
+            at = data.saturating_add(len);
+            if at > end {
+                return Err(failed(io::ErrorKind::UnexpectedEof.into()));
+            }
+            // Zeros of what was allocated and never written may be as long as a file.
             let runs = files.get(&ino).copied().unwrap_or_default();
-            let (zeros, len) = (len & ZEROS != 0, len & !ZEROS);
-            let mut done = 0;
-            while done < len {
-                let now = usize::try_from(len - done).unwrap_or(PIECE).min(PIECE);
-                let bytes = piece.get_mut(..now).unwrap_or_default();
-                match zeros {
-                    true => bytes.fill(0),
-                    false => log.read_exact(bytes).map_err(failed)?,
-                }
-                put(out, runs, offset + done, bytes)?;
-                done += now as u64;
+            for kept in overlap(runs, offset, len) {
+                let run = Run {
+                    offset: data + (kept.offset - offset),
+                    ..kept
+                };
+                copy(log.as_fd(), run, out, &mut piece, &mut |_| ())?;
             }
         }
         Ok(())
     }
 }
 
-/// The head of the next record, unless there is none.
-fn head(log: &mut impl Read) -> io::Result<Option<[u64; 3]>> {
-    let mut bytes = Vec::with_capacity(HEAD);
-    log.take(HEAD as u64).read_to_end(&mut bytes)?;
-    let (numbers, _) = bytes.as_chunks::<8>();
-    match *numbers {
-        [] if bytes.is_empty() => Ok(None),
-        [ino, offset, len] => Ok(Some([ino, offset, len].map(u64::from_le_bytes))),
-        _ => Err(io::ErrorKind::UnexpectedEof.into()),
-    }
+/// Three numbers as they stand in the log.
+fn numbers(head: &[u8; HEAD]) -> [u64; 3] {
+    let (numbers, _) = head.as_chunks::<8>();
+    let number = |n: usize| numbers.get(n).copied().unwrap_or_default();
+    [0, 1, 2].map(|n| u64::from_le_bytes(number(n)))
 }
 
-/// Puts `bytes`, which were at `offset` of a file with these runs, where they belong.
-fn put(out: &File, runs: &[Run], offset: u64, bytes: &[u8]) -> Result<(), DiffError> {
-    let end = offset + bytes.len() as u64;
+/// The parts of `runs` that are within `len` bytes from `offset` on.
+fn overlap(runs: &[Run], offset: u64, len: u64) -> impl Iterator<Item = Run> {
+    let end = offset.saturating_add(len);
     let first = runs.partition_point(|run| run.offset + run.len <= offset);
-    for run in runs.iter().skip(first).take_while(|run| run.offset < end) {
-        let (from, to) = (run.offset.max(offset), (run.offset + run.len).min(end));
-        let part = usize::try_from(from - offset)
-            .ok()
-            .zip(usize::try_from(to - offset).ok())
-            .and_then(|(from, to)| bytes.get(from..to))
-            .unwrap_or_default();
-        To::File(out)
-            .put(run.at + (from - run.offset), part)
-            .map_err(DiffError::Write)?;
-    }
-    Ok(())
+    let within = runs.iter().skip(first);
+    within
+        .take_while(move |run| run.offset < end)
+        .map(move |run| {
+            let (from, to) = (run.offset.max(offset), (run.offset + run.len).min(end));
+            Run {
+                offset: from,
+                len: to - from,
+                at: run.at + (from - run.offset),
+            }
+        })
 }
 
 /// Copies a run of `file` to `out`. What is cut off by now is left free: the log has it.

@@ -16,6 +16,8 @@ use super::header::fill_block;
 
 /// What is looked at for zeros, bytes.
 const UNIT: u64 = 4096;
+/// From how many bytes on a file is asked for holes whatever it stores.
+const ASKED: u64 = 1 << 20;
 /// What is read at once for that, bytes.
 const PIECE: u64 = 1 << 20;
 /// The most runs of data in a map: what this crate's reader takes, less one for the end.
@@ -58,8 +60,8 @@ impl Map {
         blocks: u64,
     ) -> rustix::io::Result<Self> {
         let mut map = Self::default();
-        // One that stores as many as it has is not asked.
-        let mut at = if blocks.saturating_mul(512) < size {
+        // A small one that stores as many as it has is not asked; it may have room beyond its end.
+        let mut at = if blocks.saturating_mul(512) < size || size >= ASKED {
             0
         } else {
             map.runs.extend((size > 0).then_some((0, size)));

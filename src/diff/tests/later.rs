@@ -14,12 +14,6 @@ fn record(ino: u64, offset: usize, bytes: &[u8]) -> Vec<u8> {
     [head.concat().as_slice(), bytes].concat()
 }
 
-fn zeros(ino: u64, offset: usize, len: usize) -> Vec<u8> {
-    [ino, offset as u64, len as u64 | 1 << 63]
-        .map(u64::to_le_bytes)
-        .concat()
-}
-
 /// What happens as soon as changes go on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Case {
@@ -78,11 +72,16 @@ impl<'w> Writers<'w> {
         let (cut, ino) = file("cut");
         log.extend(record(ino, 10, &read(&cut, 10, 2 * MIB - 10)));
         cut.set_len(10).unwrap();
-        // Data, a hole, data: both borders are written over, and so is the hole.
+        // Data, a hole, data: both borders are written over, and so is the hole, of which a part was
+        // allocated.
         let (sparse, ino) = file("sparse");
         log.extend(record(ino, MIB - 5, &read(&sparse, MIB - 5, 5)));
-        log.extend(zeros(ino, MIB, 3 * MIB));
-        log.extend(record(ino, 4 * MIB, &read(&sparse, 4 * MIB, 7)));
+        log.extend(record(ino, 2 * MIB, &[0; 9]));
+        log.extend(record(
+            ino,
+            4 * MIB - 8,
+            &[&[0; 8], &*read(&sparse, 4 * MIB, 7)].concat(),
+        ));
         sparse
             .write_all_at(&vec![0xff; 3 * MIB + 12], MIB as u64 - 5)
             .unwrap();
