@@ -78,7 +78,7 @@ impl World {
         assert!(mounts.is_empty(), "{mounts:?}");
     }
 
-    /// A call that has the changes of `a` held back, and whose reader takes one byte and no more.
+    /// A call that is at work on `a`, and whose reader takes one byte and no more.
     fn hangs(&self) -> Child {
         let mut diff = self
             .call(&self.at("store"), &["diff", "-o", "-", "a"])
@@ -103,8 +103,8 @@ fn a_call_that_hangs_is_named_and_can_be_cut_off() {
         if stopped {
             kill_process(Pid::from_child(&diff), Signal::STOP).unwrap();
         }
-        // Who writes is held back, and ends with the mount; it says nothing before that.
-        let mut writers: Vec<Child> = (0..6)
+        // Who writes goes on.
+        let writers: Vec<Child> = (0..6)
             .map(|n| {
                 let script = format!("echo x >'{}/{n}'", point.display());
                 let mut sh = Command::new("sh");
@@ -112,6 +112,10 @@ fn a_call_that_hangs_is_named_and_can_be_cut_off() {
                 sh.spawn().unwrap()
             })
             .collect();
+        for mut writer in writers {
+            assert!(writer.wait().unwrap().success());
+        }
+        fs::write(point.join("large"), vec![b'y'; 4 << 20]).unwrap();
         let by = format!("process {} is at work", diff.id());
         for call in ["stop", "reset", "destroy"] {
             world.refused(&[call, "--timeout", "0", "a"], &by);
@@ -120,9 +124,6 @@ fn a_call_that_hangs_is_named_and_can_be_cut_off() {
         world.actor(&["destroy", "--force", "--timeout", "1", "a"]);
         let ended = diff.wait().unwrap();
         assert_eq!(ended.signal(), Some(libc::SIGKILL));
-        for writer in &mut writers {
-            writer.wait().unwrap();
-        }
         world.assert_none();
     }
 }

@@ -5,8 +5,10 @@
 mod common;
 
 use std::fs::{self, File};
+use std::io::Read;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use common::{Sandbox, can_mount, mounts_below, pack};
@@ -227,5 +229,46 @@ fn a_large_file_that_is_replaced_and_one_that_goes() {
             });
         }
     });
+    world.end();
+}
+
+#[test]
+fn a_slow_reader_gets_one_moment_and_holds_nobody_up() {
+    let Some(world) = World::new(&[]) else { return };
+    let large = world.point.join("large");
+    fs::write(&large, block(1).repeat(BLOCKS)).unwrap();
+    fs::write(world.point.join("small"), "before").unwrap();
+    let mut diff = Command::new(common::TARNFS)
+        .env("TARNFS_STORE", world.sandbox.at("store"))
+        .args(["actor", "diff", "a"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut tar = vec![0; 512];
+    let output = diff.stdout.as_mut().unwrap();
+    output.read_exact(&mut tar).unwrap();
+    // All that follows is done while the reader waits.
+    let file = File::options().write(true).open(&large).unwrap();
+    file.write_all_at(&block(2).repeat(BLOCKS / 2), 0).unwrap();
+    drop(file);
+    fs::remove_file(&large).unwrap();
+    fs::write(world.point.join("small"), "after").unwrap();
+    fs::write(world.point.join("new"), block(3).repeat(BLOCKS)).unwrap();
+    output.read_to_end(&mut tar).unwrap();
+    assert!(diff.wait().unwrap().success());
+    let mut names = Vec::new();
+    for entry in tar::Archive::new(&*tar).entries().unwrap() {
+        let mut entry = entry.unwrap();
+        let name = entry.path().unwrap().to_str().unwrap().to_owned();
+        let mut bytes = Vec::new();
+        entry.read_to_end(&mut bytes).unwrap();
+        match &*name {
+            "large" => assert!(bytes == block(1).repeat(BLOCKS)),
+            "small" => assert_eq!(bytes, b"before"),
+            _ => {}
+        }
+        names.push(name);
+    }
+    assert_eq!(names, ["./", "large", "small"]);
     world.end();
 }

@@ -67,16 +67,6 @@ impl<'a> Held<'a> {
         Ok(*self.frozen.borrow())
     }
 
-    /// Lets go, if changes are held back. Only the server's answer says that they were until now:
-    /// one that is told to end lets them go on.
-    fn thaw(&self) -> io::Result<()> {
-        if let State::Frozen(freeze, since) = self.state.replace(State::Goes) {
-            freeze.thaw()?;
-            *self.frozen.borrow_mut() += since.elapsed();
-        }
-        Ok(())
-    }
-
     /// Has all that was stored come to the server, which must not be this process.
     fn sync(&self) -> io::Result<()> {
         let how = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -96,35 +86,41 @@ impl<'a> Held<'a> {
 }
 
 impl Hold for Held<'_> {
-    fn let_go(&self, files: &[u64]) -> io::Result<bool> {
-        if files.is_empty() {
-            return self.thaw().map(|()| true);
+    /// Only the server's answer says that they were held back until now: one that is told to end
+    /// lets them go on.
+    fn thaw(&self) -> io::Result<()> {
+        if let State::Frozen(freeze, since) = self.state.replace(State::Goes) {
+            freeze.thaw()?;
+            *self.frozen.borrow_mut() += since.elapsed();
         }
+        Ok(())
+    }
+
+    fn keep(&self, files: &[u64]) -> io::Result<Option<File>> {
         let State::Frozen(freeze, since) = self.state.replace(State::Goes) else {
             return Err(io::Error::other("nothing is held back"));
         };
-        let (next, result) = match freeze.keep(files) {
+        match freeze.keep(files) {
             Ok(keep) => {
                 *self.frozen.borrow_mut() += since.elapsed();
-                (State::Keeps(keep), Ok(true))
+                // It has no name any more when it was ended.
+                let log = File::open(self.actor.writes().1.join("work").join(keep.log()))?;
+                self.state.replace(State::Keeps(keep));
+                Ok(Some(log))
             }
             Err((freeze, error)) => {
                 tracing::debug!("writes are held back until all is copied: {error}");
-                (State::Frozen(freeze, since), Ok(false))
+                self.state.replace(State::Frozen(freeze, since));
+                Ok(None)
             }
-        };
-        self.state.replace(next);
-        result
+        }
     }
 
-    fn log(&self) -> io::Result<File> {
-        let State::Keeps(keep) = self.state.replace(State::Goes) else {
-            return Err(io::Error::other("nothing is kept"));
-        };
-        // It has no name any more when the server has ended it.
-        let log = File::open(self.actor.writes().1.join("work").join(keep.log()))?;
-        keep.thaw()?;
-        Ok(log)
+    fn end_log(&self) -> io::Result<()> {
+        match self.state.replace(State::Goes) {
+            State::Keeps(keep) => keep.thaw().map(drop),
+            _ => Err(io::Error::other("nothing is kept")),
+        }
     }
 
     fn hold(&self) -> io::Result<()> {
@@ -133,6 +129,10 @@ impl Hold for Held<'_> {
         let freeze = Client::connect(&self.actor.control())?.freeze()?;
         self.state.replace(State::Frozen(freeze, Instant::now()));
         Ok(())
+    }
+
+    fn spool(&self) -> io::Result<File> {
+        tempfile::tempfile_in(&self.actor.place.dir)
     }
 }
 

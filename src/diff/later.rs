@@ -9,11 +9,11 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::FileExt;
 
 use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit};
 
+use super::kept::Log;
 use super::walk::Done;
 use super::{Changes, DiffError, OnProgress};
 use crate::digest::{Digest, Hasher};
@@ -30,32 +30,42 @@ const MOST: u64 = 1024;
 const AT_ONCE: u64 = 64 << 20;
 /// What is read at once, bytes.
 const PIECE: usize = 1 << 20;
-/// The head of a record of the log: a file's number, an offset, a length.
-const HEAD: usize = 24;
 
 /// Who holds an upper still that is in use.
 pub trait Hold {
-    /// Lets changes go on, and from now on keeps in a log what is about to be overwritten or cut
-    /// off in `files`, by their numbers in the upper's filesystem. Of no files: just lets go.
-    /// `false` where it cannot; the upper is held still as before.
+    /// Lets changes go on.
+    ///
+    /// # Errors
+    /// They may have gone on before.
+    fn thaw(&self) -> io::Result<()>;
+
+    /// Lets changes go on, and has what is about to be overwritten or cut off in `files`, by their
+    /// numbers in the upper's filesystem, written to a log before. Gives that: records of a file's
+    /// number, an offset, a length (64 bits each, little endian) and so many bytes, none over
+    /// another. What was a hole need not be in one. `None` where it cannot; the upper is held still
+    /// as before.
     ///
     /// # Errors
     /// The upper may have changed.
-    fn let_go(&self, files: &[u64]) -> io::Result<bool>;
+    fn keep(&self, files: &[u64]) -> io::Result<Option<File>>;
 
-    /// Ends the log and gives it, from its beginning: records of a file's number, an offset, a
-    /// length (64 bits each, little endian) and so many bytes. None is over another, and what was a
-    /// hole need not be in one.
+    /// Ends the log.
     ///
     /// # Errors
     /// Some of it is lost: there was no room for it.
-    fn log(&self) -> io::Result<File>;
+    fn end_log(&self) -> io::Result<()>;
 
     /// Holds the upper still again.
     ///
     /// # Errors
     /// It cannot.
     fn hold(&self) -> io::Result<()>;
+
+    /// A new file without a name, for what waits for a slow reader.
+    ///
+    /// # Errors
+    /// open(2)'s.
+    fn spool(&self) -> io::Result<File>;
 }
 
 /// Puts a tar in, of which what `Later` takes is left for later.
@@ -75,35 +85,27 @@ impl Changes<'_> {
         };
         let mut later = Later::new();
         let written = write(file, &put, &mut later, progress)?;
-        let files: Vec<u64> = later.files.iter().map(|large| large.ino).collect();
-        let before = written.0.bytes;
-        let goes = hold.let_go(&files).map_err(DiffError::Held)?;
-        later.copy(file, before, progress)?;
-        if files.is_empty() {
+        let log = later.let_go(hold)?;
+        later.copy(file, written.0.bytes, progress)?;
+        let Some(log) = log else {
+            hold.thaw().map_err(DiffError::Held)?;
+            return Ok(written);
+        };
+        if let Err(error) = hold.end_log() {
+            tracing::debug!("all is copied again, and writes are held back: {error}");
+            hold.hold().map_err(DiffError::Held)?;
+            file.set_len(0).map_err(DiffError::Write)?;
+            let written = write(file, &put, &mut Later::never(), progress)?;
+            hold.thaw().map_err(DiffError::Held)?;
             return Ok(written);
         }
-        if !goes {
-            hold.let_go(&[]).map_err(DiffError::Held)?;
-            return Ok(written);
-        }
-        match hold.log() {
-            Ok(log) => {
-                later.restore(file, &log)?;
-                Ok(written)
-            }
-            Err(error) => {
-                tracing::debug!("all is copied again, and writes are held back: {error}");
-                hold.hold().map_err(DiffError::Held)?;
-                file.set_len(0).map_err(DiffError::Write)?;
-                let written = write(file, &put, &mut Later::never(), progress)?;
-                hold.let_go(&[]).map_err(DiffError::Held)?;
-                Ok(written)
-            }
-        }
+        later.restore(file, Log::new(log))?;
+        Ok(written)
     }
 }
 
-fn write(
+/// Writes what `put` puts in to an empty regular file; gives its length, too.
+pub(super) fn write(
     file: &File,
     put: &Put<'_>,
     later: &mut Later,
@@ -123,25 +125,25 @@ pub(super) struct Later {
 }
 
 #[derive(Debug)]
-struct Large {
-    file: OwnedFd,
+pub(super) struct Large {
+    pub(super) file: OwnedFd,
     /// Its number in the upper's filesystem.
-    ino: u64,
+    pub(super) ino: u64,
     /// Where its data go.
     runs: Vec<Run>,
 }
 
 /// So many bytes from `offset` of a file on, which go to `at` in the output.
 #[derive(Debug, Clone, Copy)]
-struct Run {
-    offset: u64,
-    len: u64,
-    at: u64,
+pub(super) struct Run {
+    pub(super) offset: u64,
+    pub(super) len: u64,
+    pub(super) at: u64,
 }
 
 impl Later {
     /// Takes what may be left for later.
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         // Half of what a process may have open.
         let open = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
         Self {
@@ -192,45 +194,48 @@ impl Later {
         Ok(())
     }
 
+    /// Lets go of an upper that was walked, if that takes a log; gives that.
+    pub(super) fn let_go(&self, hold: &dyn Hold) -> Result<Option<File>, DiffError> {
+        let files: Vec<u64> = self.files.iter().map(|large| large.ino).collect();
+        match files.is_empty() {
+            true => Ok(None),
+            false => hold.keep(&files).map_err(DiffError::Held),
+        }
+    }
+
+    /// What goes where, in the order of the output.
+    pub(super) fn runs(&self) -> impl Iterator<Item = (&Large, Run)> {
+        let runs = |large: &'_ Large| large.runs.clone();
+        self.files
+            .iter()
+            .flat_map(move |large| runs(large).into_iter().map(move |run| (large, run)))
+    }
+
     /// Puts what the log has kept in place of what came over it.
-    fn restore(&self, out: &File, log: &File) -> Result<(), DiffError> {
+    fn restore(&self, out: &File, mut log: Log) -> Result<(), DiffError> {
         let files: HashMap<u64, &[Run]> = self
             .files
             .iter()
             .map(|large| (large.ino, large.runs.as_slice()))
             .collect();
         let failed = |error| DiffError::Held(error);
-        let end = log.metadata().map_err(failed)?.len();
         let mut piece = Vec::new();
-        let mut at = 0;
-        while at < end {
-            let mut head = [0; HEAD];
-            log.read_exact_at(&mut head, at).map_err(failed)?;
-            let [ino, offset, len] = numbers(&head);
-            let data = at + HEAD as u64;
-            at = data.saturating_add(len);
-            if at > end {
-                return Err(failed(io::ErrorKind::UnexpectedEof.into()));
-            }
+        while let Some(record) = log.next().map_err(failed)? {
             // Zeros of what was allocated and never written may be as long as a file.
-            let runs = files.get(&ino).copied().unwrap_or_default();
-            for kept in overlap(runs, offset, len) {
+            let runs = files.get(&record.ino).copied().unwrap_or_default();
+            for kept in overlap(runs, record.offset, record.len) {
                 let run = Run {
-                    offset: data + (kept.offset - offset),
+                    offset: record.data + (kept.offset - record.offset),
                     ..kept
                 };
-                copy(log.as_fd(), run, out, &mut piece, &mut |_| ())?;
+                copy(log.file.as_fd(), run, out, &mut piece, &mut |_| ())?;
             }
         }
-        Ok(())
+        match log.is_done().map_err(failed)? {
+            true => Ok(()),
+            false => Err(failed(io::ErrorKind::UnexpectedEof.into())),
+        }
     }
-}
-
-/// Three numbers as they stand in the log.
-fn numbers(head: &[u8; HEAD]) -> [u64; 3] {
-    let (numbers, _) = head.as_chunks::<8>();
-    let number = |n: usize| numbers.get(n).copied().unwrap_or_default();
-    [0, 1, 2].map(|n| u64::from_le_bytes(number(n)))
 }
 
 /// The parts of `runs` that are within `len` bytes from `offset` on.

@@ -14,9 +14,11 @@
 
 mod entry;
 mod group;
+mod kept;
 mod later;
 mod pattern;
 mod podman;
+mod stream;
 mod walk;
 
 #[cfg(test)]
@@ -273,7 +275,7 @@ impl<'a> Changes<'a> {
     }
 
     /// The same of an upper that is in use, and that `hold` holds still: no longer than it takes to
-    /// walk it and to copy its small files, where the tar goes to a file.
+    /// walk it and to copy its small files.
     #[must_use]
     pub fn held_by(mut self, hold: &'a dyn Hold) -> Self {
         self.hold = Some(hold);
@@ -304,7 +306,10 @@ impl<'a> Changes<'a> {
         out: &mut (dyn Write + Send),
         progress: OnProgress<'_>,
     ) -> Result<Written, DiffError> {
-        self.write_at_once(To::Stream(out), progress)
+        match self.hold {
+            Some(hold) => self.stream_held(hold, out, progress),
+            None => self.write_at_once(To::Stream(out), progress),
+        }
     }
 
     /// Writes the tar to the file `path`, in place of what regular file is there. The kernel copies

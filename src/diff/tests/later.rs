@@ -1,10 +1,11 @@
 //! Uppers in use: what is written to large files while they are copied is not in the tar.
 
-use std::cell::RefCell;
 use std::io::Write;
 use std::os::unix::fs::{FileExt, MetadataExt};
+use std::sync::Mutex;
 
 use super::*;
+use crate::diff::kept::{Log, Record};
 
 const MIB: usize = 1 << 20;
 
@@ -29,9 +30,9 @@ enum Case {
 struct Writers<'w> {
     world: &'w World,
     case: Case,
-    log: RefCell<Vec<u8>>,
+    log: Mutex<Vec<u8>>,
     /// What was asked of it.
-    asked: RefCell<Vec<String>>,
+    asked: Mutex<Vec<String>>,
 }
 
 impl<'w> Writers<'w> {
@@ -39,18 +40,23 @@ impl<'w> Writers<'w> {
         Self {
             world,
             case,
-            log: RefCell::default(),
-            asked: RefCell::default(),
+            log: Mutex::default(),
+            asked: Mutex::default(),
         }
     }
 
+    /// What was asked since the last time.
+    fn asked(&self) -> Vec<String> {
+        std::mem::take(&mut *self.asked.lock().unwrap())
+    }
+
     fn say(&self, what: impl Into<String>) {
-        self.asked.borrow_mut().push(what.into());
+        self.asked.lock().unwrap().push(what.into());
     }
 
     /// Overwrites, cuts, grows and removes; what was there goes to the log before.
     fn write(&self) {
-        let mut log = self.log.borrow_mut();
+        let mut log = self.log.lock().unwrap();
         let file = |name: &str| {
             let path = self.world.at(name);
             let file = File::options().read(true).write(true).open(path).unwrap();
@@ -92,29 +98,39 @@ impl<'w> Writers<'w> {
 }
 
 impl Hold for Writers<'_> {
-    fn let_go(&self, files: &[u64]) -> io::Result<bool> {
-        self.say(format!("let go, {} files", files.len()));
-        match self.case {
-            Case::Refused => return Ok(false),
-            Case::Written | Case::Lost if !files.is_empty() => self.write(),
-            _ => {}
-        }
-        Ok(true)
+    fn thaw(&self) -> io::Result<()> {
+        self.say("thaw");
+        Ok(())
     }
 
-    fn log(&self) -> io::Result<File> {
-        self.say("log");
-        if self.case == Case::Lost {
-            return Err(io::ErrorKind::StorageFull.into());
-        }
+    fn keep(&self, files: &[u64]) -> io::Result<Option<File>> {
+        self.say(format!("keep {}", files.len()));
         let path = self.world.dir.path().join("log");
-        fs::write(&path, &*self.log.borrow()).unwrap();
-        File::open(path)
+        fs::write(&path, b"").unwrap();
+        match self.case {
+            Case::Refused => return Ok(None),
+            Case::Quiet => {}
+            Case::Written | Case::Lost => self.write(),
+        }
+        fs::write(&path, &*self.log.lock().unwrap()).unwrap();
+        Ok(Some(File::open(path).unwrap()))
+    }
+
+    fn end_log(&self) -> io::Result<()> {
+        self.say("end");
+        match self.case {
+            Case::Lost => Err(io::ErrorKind::StorageFull.into()),
+            _ => Ok(()),
+        }
     }
 
     fn hold(&self) -> io::Result<()> {
         self.say("hold");
         Ok(())
+    }
+
+    fn spool(&self) -> io::Result<File> {
+        tempfile::tempfile_in(self.world.dir.path())
     }
 }
 
@@ -173,10 +189,10 @@ fn what_is_written_meanwhile_is_not_in_the_tar() {
         if case != Case::Written {
             assert_eq!(told, (10 * MIB + 76) as u64, "{case:?}");
         }
-        let asked = writers.asked.take();
+        let asked = writers.asked();
         match case {
-            Case::Refused => assert_eq!(asked, ["let go, 4 files", "let go, 0 files"]),
-            _ => assert_eq!(asked, ["let go, 4 files", "log"]),
+            Case::Refused => assert_eq!(asked, ["keep 4", "thaw"]),
+            _ => assert_eq!(asked, ["keep 4", "end"]),
         }
     }
 }
@@ -189,8 +205,7 @@ fn without_room_for_the_log_all_is_copied_again() {
     let now = world.tar(digest()).unwrap();
     assert!(tar == now, "as it is when it is held again");
     assert_eq!(written.digest, Some(Digest::of(&now)));
-    let asked = ["let go, 4 files", "log", "hold", "let go, 0 files"];
-    assert_eq!(writers.asked.take(), asked);
+    assert_eq!(writers.asked(), ["keep 4", "end", "hold", "thaw"]);
 }
 
 #[test]
@@ -201,7 +216,7 @@ fn small_files_are_in_it_before_changes_go_on() {
     let writers = Writers::new(&world, Case::Quiet);
     let (tar, ..) = held(&writers, Options::default());
     assert!(tar == before);
-    assert_eq!(writers.asked.take(), ["let go, 0 files"]);
+    assert_eq!(writers.asked(), ["thaw"]);
 }
 
 #[test]
@@ -253,7 +268,7 @@ fn a_log_that_ends_within_a_record_is_an_error() {
     let ino = fs::metadata(world.at("big")).unwrap().ino();
     for cut in [1, 23, 25] {
         let log = record(ino, 0, b"xyz");
-        writers.log.replace(log[..cut].to_vec());
+        *writers.log.lock().unwrap() = log[..cut].to_vec();
         let file = tempfile::tempfile().unwrap();
         let changes = world.of(Format::Oci).held_by(&writers);
         let error = changes.write_into(&file, &mut |_| ()).unwrap_err();
@@ -261,14 +276,81 @@ fn a_log_that_ends_within_a_record_is_an_error() {
     }
 }
 
+/// A reader who takes his time, in which more is written.
+struct Slow<'w> {
+    writers: &'w Writers<'w>,
+    /// When so many bytes have come.
+    at: usize,
+    tar: Vec<u8>,
+}
+
+impl Write for Slow<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.tar.len() < self.at && self.tar.len() + bytes.len() >= self.at {
+            self.writers.write();
+            let path = self.writers.world.dir.path().join("log");
+            let log = File::options().write(true).open(path).unwrap();
+            log.write_all_at(&self.writers.log.lock().unwrap(), 0)
+                .unwrap();
+        }
+        self.tar.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 #[test]
-fn a_stream_goes_out_in_order() {
+fn a_slow_reader_gets_what_was_there() {
+    for case in [Case::Quiet, Case::Written, Case::Refused] {
+        for at in [0, 1, 2, 3, 5, 9] {
+            let world = world();
+            let before = world.tar(digest()).unwrap();
+            let writers = Writers::new(&world, case);
+            let mut slow = Slow {
+                writers: &writers,
+                at: match case {
+                    Case::Quiet => at * MIB + 1000,
+                    _ => 0,
+                },
+                tar: Vec::new(),
+            };
+            let changes = world.changes(digest()).held_by(&writers);
+            let mut told = 0;
+            let written = changes.write(&mut slow, &mut |done| told = done).unwrap();
+            assert!(slow.tar == before, "{case:?}, {at}");
+            assert_eq!(written.digest, Some(Digest::of(&before)));
+            assert_eq!(told, (10 * MIB + 76) as u64);
+            match case {
+                Case::Refused => assert_eq!(writers.asked(), ["keep 4", "thaw"]),
+                _ => assert_eq!(writers.asked(), ["keep 4", "end"]),
+            }
+        }
+    }
+}
+
+#[test]
+fn a_stream_whose_log_is_lost_is_an_error() {
     let world = world();
-    let writers = Writers::new(&world, Case::Quiet);
+    let writers = Writers::new(&world, Case::Lost);
     let changes = world.of(Format::Oci).held_by(&writers);
-    let mut out: Vec<u8> = Vec::new();
-    changes.write(&mut out, &mut |_| ()).unwrap();
-    out.flush().unwrap();
-    assert_eq!(writers.asked.take(), [""; 0]);
-    assert!(out == world.tar(Options::default()).unwrap());
+    let error = changes.write(&mut Vec::new(), &mut |_| ()).unwrap_err();
+    assert!(matches!(error, DiffError::Held(_)), "{error}");
+    // Cut, as a log is that was given up.
+    let ino = fs::metadata(world.at("big")).unwrap().ino();
+    let log = tempfile::NamedTempFile::new().unwrap();
+    fs::write(&log, record(ino, 0, b"xyz")).unwrap();
+    let mut read = Log::new(log.reopen().unwrap());
+    let bytes = Record {
+        ino,
+        offset: 0,
+        len: 3,
+        data: 24,
+    };
+    assert_eq!(read.next().unwrap(), Some(bytes));
+    assert_eq!(read.next().unwrap(), None);
+    log.as_file().set_len(0).unwrap();
+    read.next().unwrap_err();
 }
