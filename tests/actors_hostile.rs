@@ -9,7 +9,7 @@ use std::fs;
 use std::io::Read;
 use std::os::unix::fs::symlink;
 use std::os::unix::process::ExitStatusExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use common::{Sandbox, assert_ok, can_mount, mounts_below, ok, pack, text};
@@ -186,14 +186,31 @@ fn a_store_may_be_called_otherwise_and_be_moved() {
         }
     }
 
+    // Wherever its actors are mounted. One of the same id elsewhere is none of them.
+    let (point, bundle) = (world.at("point"), world.at("bundle"));
     world.actor(&["create", "--start", "a", "img"]);
-    fs::rename(world.sandbox.at("store"), world.sandbox.at("moved")).unwrap();
-    let moved = world.at("moved");
-    let listed = common::run(world.call(&moved, &["list"]));
-    assert!(text(&listed.stdout).contains("mounted"), "{listed:?}");
-    for call in ["stop", "destroy"] {
-        assert_ok(&common::run(world.call(&moved, &[call, "a"])), call);
-    }
+    world.actor(&["create", "--start", "--mount", &point, "b", "img"]);
+    let bundled = ["create", "--start", "--bundle", &bundle, "c", "img", "x"];
+    world.actor(&bundled);
+    let (moved, other) = (world.at("moved"), world.at("other"));
+    let tar = world.at("image.tar");
+    let call = |store: &str, args: &[&str]| {
+        let output = common::run(world.call(store, args));
+        assert_ok(&output, &format!("{args:?} by {store:?}"));
+        text(&output.stdout)
+    };
+    fs::rename(world.sandbox.at("store"), &moved).unwrap();
+    let elsewhere = call(&other, &["create", "--start", "b", &tar]);
+    assert_eq!(call(&other, &["list"]).matches("  mounted  ").count(), 1);
+    assert_eq!(call(&moved, &["list"]).matches("  mounted  ").count(), 3);
+    call(&moved, &["stop", "a", "b", "c"]);
+    assert_eq!(call(&moved, &["list"]).matches("  stopped  ").count(), 3);
+    assert!(Path::new(elsewhere.trim_end()).join("file").exists());
+    assert!(!Path::new(&point).join("file").exists());
+    call(&moved, &["start", "b"]);
+    assert!(Path::new(&point).join("file").exists());
+    call(&moved, &["destroy", "a", "b", "c"]);
+    call(&other, &["destroy", "b"]);
     assert!(mounts_below(world.sandbox.path()).is_empty());
 }
 

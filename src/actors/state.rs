@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::Error;
 use super::place::Place;
 use crate::digest::Digest;
-use crate::mount::FS_TYPE;
+use crate::mount::{FS_TYPE, record_of, state_dirs};
 use crate::sys::clock::since_epoch;
 use crate::sys::mount::{MountPoint, mounts};
 
@@ -90,7 +90,10 @@ pub(super) fn look(place: &Place) -> Result<Seen, Error> {
 /// [`look`], where mountinfo was read already.
 pub(super) fn look_in(place: &Place, all: &[MountPoint]) -> Result<Seen, Error> {
     let (server, alive) = server(place)?;
-    let mounts: Vec<_> = all.iter().filter(|m| is_of(m, place)).cloned().collect();
+    let its = server.as_ref().filter(|_| alive);
+    let is_of =
+        |mount: &MountPoint| is_of(mount, place) || its.is_some_and(|s| is_by(mount, place, s));
+    let mounts: Vec<_> = all.iter().filter(|m| is_of(m)).cloned().collect();
     let state = match (&server, alive, mounts.is_empty()) {
         (_, true, false) => State::Mounted,
         (_, false, false) => State::Stale,
@@ -124,6 +127,14 @@ pub(super) fn is_of(mount: &MountPoint, place: &Place) -> bool {
     // A store that was renamed since took the mounts in it along, but not what they are called.
     let moved = || mount.path == place.rootfs() && source.ends_with(last_two(&place.dir));
     source == self::source(place) || moved()
+}
+
+/// Whether it is a mount of the actor's living server, by the word of that: of a store that was
+/// renamed since, where the mount is elsewhere.
+fn is_by(mount: &MountPoint, place: &Place, server: &ServerRecord) -> bool {
+    mount.fs_type == FS_TYPE
+        && Path::new(&mount.source).ends_with(last_two(&place.dir))
+        && record_of(&state_dirs(), mount.minor).is_some_and(|said| said.pid == server.pid)
 }
 
 /// `actors/<id>`
