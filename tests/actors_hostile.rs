@@ -339,6 +339,70 @@ fn closed_files_of_an_ordinary_user_are_in_his_forks() {
 }
 
 #[test]
+fn a_start_that_fails_says_what_there_is() {
+    let Some(world) = World::new() else { return };
+    let bundle = world.at("bundle");
+    let options = ["create", "--start", "--user", "nobody-has-this", "--bundle"];
+    let call = [&options[..], &[&bundle, "a", "img", "x"]].concat();
+    world.refused(
+        &call,
+        "actor a is mounted, but its bundle is not complete: user",
+    );
+    assert_eq!(world.state("a"), "mounted");
+    world.actor(&["destroy", "a"]);
+    // Where a directory may be made as far as can be told.
+    let call = ["create", "--start", "--mount", "/proc/none", "a", "img"];
+    world.refused(
+        &call,
+        "actor a is there, but not mounted: cannot make /proc/none",
+    );
+    assert_eq!(world.state("a"), "created");
+    world.actor(&["destroy", "a"]);
+    world.assert_none();
+}
+
+#[test]
+fn directories_of_an_actor_that_somebody_removed_are_made_again() {
+    let Some(world) = World::new() else { return };
+    world.actor(&["create", "a", "img"]);
+    for name in ["socket", "rootfs", "upper", "work"] {
+        fs::remove_dir_all(world.actors().join("a").join(name)).unwrap();
+    }
+    let point = PathBuf::from(world.actor(&["start", "a"]).trim_end());
+    assert!(point.join("file").exists());
+    world.actor(&["stats", "a"]);
+    world.actor(&["destroy", "a"]);
+    world.assert_none();
+}
+
+#[test]
+fn who_reads_no_further_is_no_error() {
+    let Some(world) = World::new() else { return };
+    world.actor(&["create", "a", "img"]);
+    for call in [
+        &["inspect", "a"][..],
+        &["list"],
+        &["list", "-q"],
+        &["list", "--json"],
+    ] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let mut command = world.call(&world.at("store"), call);
+        let output = command.stdout(writer).output().unwrap();
+        assert_ok(&output, &format!("{call:?}"));
+        assert_eq!(text(&output.stderr), "", "{call:?}");
+        let full = fs::File::options().write(true).open("/dev/full").unwrap();
+        let mut command = world.call(&world.at("store"), call);
+        let output = command.stdout(full).output().unwrap();
+        let said = text(&output.stderr);
+        assert!(
+            said.starts_with("tarnfs: standard output: "),
+            "{call:?}: {said}"
+        );
+    }
+}
+
+#[test]
 fn columns_stand_below_each_other() {
     let Some(world) = World::new() else { return };
     world.actor(&["create", "a", "img"]);

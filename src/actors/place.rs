@@ -139,8 +139,12 @@ impl Place {
         self.dir.join("server")
     }
 
+    pub(super) fn socket(&self) -> PathBuf {
+        self.dir.join("socket")
+    }
+
     pub(super) fn control(&self) -> PathBuf {
-        self.dir.join("socket/control")
+        self.socket().join("control")
     }
 
     pub(super) fn log(&self) -> PathBuf {
@@ -261,7 +265,7 @@ impl Place {
             std::os::unix::fs::symlink(format!("../../images/sha256/{}", digest.hex()), &link)
                 .map_err(Error::path("cannot make", &link))?;
         }
-        let mut dirs = vec![(self.rootfs(), 0o755), (self.dir.join("socket"), 0o700)];
+        let mut dirs = vec![(self.rootfs(), 0o755), (self.socket(), 0o700)];
         match record.make.upper {
             UpperKind::Disk => {
                 dirs.push((self.dir.join("upper"), 0o755));

@@ -93,6 +93,8 @@ impl Actor {
             self.make_writes_among(&mounted)?;
             self.open_overlay(lower, &upper, &work)
         })?;
+        let socket = self.place.socket();
+        place::make_dir(&socket, 0o700).map_err(Error::path("cannot make", &socket))?;
         let serves = Serves::begin(&self.place)?;
         let signals =
             Signals::install().map_err(Error::path("cannot catch signals for", &self.place.dir))?;

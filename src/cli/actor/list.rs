@@ -107,19 +107,22 @@ impl Told {
 
 pub(super) fn list(global: &Global, args: &ListArgs) -> anyhow::Result<ExitCode> {
     let all = actors(global)?.list()?;
-    let mut out = std::io::stdout().lock();
-    let written = if args.json {
+    let mut out = print::out();
+    let shown = if args.json {
         let told: Vec<Told> = all.into_iter().map(Told::of).collect();
-        serde_json::to_writer_pretty(&mut out, &told)?;
-        writeln!(out)
+        object(&mut out, &told)
     } else if args.quiet {
         all.iter()
             .try_for_each(|listed| writeln!(out, "{}", listed.id))
     } else {
         table(&mut out, &all)
     };
-    written.context("standard output")?;
-    Ok(ExitCode::SUCCESS)
+    print::finish(shown.and_then(|()| out.flush()).context("standard output"))
+}
+
+fn object(out: &mut impl Write, told: &impl Serialize) -> std::io::Result<()> {
+    serde_json::to_writer_pretty(&mut *out, told)?;
+    writeln!(out)
 }
 
 fn table(out: &mut impl Write, all: &[Listed]) -> std::io::Result<()> {
@@ -162,8 +165,7 @@ fn table(out: &mut impl Write, all: &[Listed]) -> std::io::Result<()> {
 pub(super) fn inspect(global: &Global, args: &InspectArgs) -> anyhow::Result<ExitCode> {
     let actor = actors(global)?.get(&args.id)?;
     let seen = actor.look()?;
-    let mut out = std::io::stdout().lock();
-    serde_json::to_writer_pretty(&mut out, &Told::whole(&actor, seen))?;
-    writeln!(out).context("standard output")?;
-    Ok(ExitCode::SUCCESS)
+    let mut out = print::out();
+    let shown = object(&mut out, &Told::whole(&actor, seen)).and_then(|()| out.flush());
+    print::finish(shown.context("standard output"))
 }

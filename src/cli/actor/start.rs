@@ -47,7 +47,9 @@ pub(super) fn start(global: &Global, id: &Id, get: Get<'_>) -> anyhow::Result<Ex
             }
             logging::init(global)?;
             let actor = actors(global)?.get(id)?;
-            actor.equip()?;
+            actor.equip().with_context(|| {
+                format!("actor {id} is mounted, but its bundle is not complete")
+            })?;
             print_point(&actor)
         }
     }
@@ -79,7 +81,13 @@ fn serve(global: &Global, get: Get<'_>, in_background: bool) -> anyhow::Result<E
         logging::init(&global)?;
         get(&global, &mut begun)?
     };
-    let serving = match actor.start(begun)? {
+    let made = begun.image.is_some();
+    let started = actor.start(begun).map_err(anyhow::Error::from);
+    let started = match made {
+        true => started.with_context(|| format!("actor {} is there, but not mounted", actor.id())),
+        false => started,
+    };
+    let serving = match started? {
         Start::Ready(serving) => serving,
         Start::Already => {
             if in_background {
