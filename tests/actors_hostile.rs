@@ -15,6 +15,7 @@ use std::process::{Child, Command, Stdio};
 use common::{Sandbox, assert_ok, can_mount, mounts_below, ok, pack, text};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
+use tarnfs::actors::{Actors, Begun, Error, Stop};
 
 /// A store with an image called `img`, and the actors on it.
 struct World {
@@ -357,6 +358,34 @@ fn a_start_that_fails_says_what_there_is() {
         "actor a is there, but not mounted: cannot make /proc/none",
     );
     assert_eq!(world.state("a"), "created");
+    world.actor(&["destroy", "a"]);
+    world.assert_none();
+}
+
+/// Who has looked an actor up waits for whoever destroys it and makes another of that id.
+#[test]
+fn an_actor_that_was_made_anew_is_another() {
+    let Some(world) = World::new() else { return };
+    let upper = world.at("upper");
+    world.actor(&["create", "--upper", &upper, "a", "img"]);
+    let store = tarnfs::store::Store::open(&world.sandbox.at("store"));
+    let old = Actors::of(&store).get(&"a".parse().unwrap()).unwrap();
+    world.actor(&["destroy", "a"]);
+    fs::write(world.sandbox.dir("upper").join("kept"), "x").unwrap();
+    let how = Stop::default();
+    assert!(matches!(old.reset(how), Err(Error::Unknown(_))));
+    let point = PathBuf::from(world.actor(&["create", "--start", "a", "img"]).trim_end());
+    fs::write(point.join("written"), "x").unwrap();
+    let errors = [
+        old.stop(how).unwrap_err(),
+        old.reset(how).unwrap_err(),
+        old.start(Begun::default()).unwrap_err(),
+    ];
+    for error in errors {
+        assert!(error.to_string().contains("made anew"), "{error}");
+    }
+    assert_eq!(world.state("a"), "mounted");
+    assert!(point.join("written").exists() && world.sandbox.at("upper/kept").exists());
     world.actor(&["destroy", "a"]);
     world.assert_none();
 }

@@ -238,8 +238,15 @@ impl Actor {
     }
 
     fn lock_until(&self, until: place::Until) -> Result<place::Locked, Error> {
-        self.place
-            .lock(self.id(), until)?
-            .ok_or_else(|| Error::Unknown(self.id().clone()))
+        let unknown = || Error::Unknown(self.id().clone());
+        let locked = self.place.lock(self.id(), until)?.ok_or_else(unknown)?;
+        // What is known of it is from before: its directories may be another's by now.
+        match self.place.read(self.id())?.ok_or_else(unknown)? == self.record {
+            true => Ok(locked),
+            false => Err(Error::Refused(format!(
+                "actor {}: was destroyed and made anew meanwhile; make the same call again",
+                self.id()
+            ))),
+        }
     }
 }
