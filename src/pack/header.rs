@@ -105,21 +105,14 @@ impl<'a> Entry<'a> {
         })
     }
 
-    /// A further name of an inode, its target yet to be given: what its header says of the inode
-    /// is moot, since the first name's has said it, and stands there only as far as ustar can say
-    /// it.
+    /// A further name of an inode, its target yet to be given. It says again what the first name's
+    /// entry says of owner, mode and time, and all of it: there are programs that set them by each
+    /// name (podman's containers/storage, `pkg/archive`).
     pub(crate) fn link(path: &'a [u8], attr: &Attr) -> Self {
-        let id = |id: u32| if id > ID_MAX { 0 } else { id };
         Self {
-            uid: id(attr.uid),
-            gid: id(attr.gid),
-            mtime: Time {
-                sec: match u64::try_from(attr.mtime.sec) {
-                    Ok(sec) if sec <= NUMBER_MAX => attr.mtime.sec,
-                    _ => 0,
-                },
-                nsec: 0,
-            },
+            uid: attr.uid,
+            gid: attr.gid,
+            mtime: attr.mtime,
             ..Self::plain(path, EntryType::Link, attr.perm, 0)
         }
     }
