@@ -1,13 +1,16 @@
 //! Calls in the life of an actor are killed (SIGKILL) at random moments, under load: the command,
-//! the server that it starts, or the server that is there. What `list` then says is true, the same
-//! call made again succeeds, nothing that was synced is lost, and nothing is left in the end.
+//! the server that it starts, or the server that is there; and calls of a runtime on its bundle.
+//! What `list` then says is true, the same call made again succeeds, nothing that was synced is
+//! lost, and nothing is left in the end.
 //!
 //! `TARNFS_TEST_KILLS` says how often each call is killed, `TARNFS_TEST_KILLS_OF` which calls, as
-//! in `fork,diff,list`; else all are.
+//! in `fork,diff,list,runc run`; else all are.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
 mod common;
+#[path = "actors_killed/runtime.rs"]
+mod runtime;
 
 use std::collections::hash_map::RandomState;
 use std::fs::{self, File};
@@ -144,6 +147,8 @@ fn random(all: Duration) -> Duration {
 
 struct World {
     sandbox: Sandbox,
+    /// Where the actor `a` is mounted.
+    point: PathBuf,
 }
 
 impl World {
@@ -153,10 +158,12 @@ impl World {
         for n in 0..50 {
             fs::write(tree.join(format!("file{n}")), vec![b'x'; n * 1000]).unwrap();
         }
+        common::shell::put(&tree, &["/bin/sync", "/bin/sleep"]);
         pack(&tree, &sandbox.at("image.tar"), &[]);
         let tar = sandbox.at("image.tar");
         sandbox.tarnfs_ok(["import", "--name", "img", tar.to_str().unwrap()]);
-        Self { sandbox }
+        let point = sandbox.at("store/actors/a/rootfs");
+        Self { sandbox, point }
     }
 
     fn store(&self) -> PathBuf {
@@ -172,10 +179,6 @@ impl World {
         command
     }
 
-    fn point(&self) -> PathBuf {
-        self.store().join("actors/a/rootfs")
-    }
-
     fn ok(&self, args: &[&str]) -> String {
         self.sandbox.tarnfs_ok([&["actor"], args].concat())
     }
@@ -183,16 +186,18 @@ impl World {
     fn prepare(&self, case: &Case) {
         for call in case.before {
             match call {
-                [word] if *word == "write" => {
-                    let mut file = File::create(self.point().join("synced")).unwrap();
-                    file.write_all(b"synced").unwrap();
-                    file.sync_all().unwrap();
-                    let dir = File::open(self.point()).unwrap();
-                    dir.sync_all().unwrap();
-                }
+                [word] if *word == "write" => self.write_synced(),
                 call => drop(self.ok(call)),
             }
         }
+    }
+
+    fn write_synced(&self) {
+        let mut file = File::create(self.point.join("synced")).unwrap();
+        file.write_all(b"synced").unwrap();
+        file.sync_all().unwrap();
+        let dir = File::open(&self.point).unwrap();
+        dir.sync_all().unwrap();
     }
 
     /// What is listed of the actor.
@@ -211,7 +216,7 @@ impl World {
 
     /// What `list` says is so.
     fn assert_truth(&self, what: &str) {
-        let point = self.point();
+        let point = &self.point;
         match self.state().as_deref() {
             // Its server to be, which makes it, may have come to that only now.
             None => {
@@ -236,7 +241,7 @@ impl World {
                 assert_eq!(errno, Some(libc::ENOTCONN), "{what}");
             }
             Some("created" | "stopped") => {
-                assert!(mounts_below(&point).is_empty(), "{what}");
+                assert!(mounts_below(point).is_empty(), "{what}");
             }
             Some("detached") => {}
             Some(other) => panic!("{what}: {other}"),
@@ -255,11 +260,11 @@ impl World {
             scope.spawn(move || {
                 let mut i = 0_u64;
                 while !end.load(Ordering::Relaxed) {
-                    let path = self.point().join(format!("load{n}-{}", i % 50));
+                    let path = self.point.join(format!("load{n}-{}", i % 50));
                     // The mount comes and goes.
                     drop(fs::write(&path, vec![b'l'; 5000]));
                     drop(fs::rename(&path, path.with_extension("moved")));
-                    drop(fs::remove_file(self.point().join("file7")));
+                    drop(fs::remove_file(self.point.join("file7")));
                     i += 1;
                     std::thread::yield_now();
                 }
@@ -295,7 +300,7 @@ impl World {
         }
         if case.keeps {
             self.ok(&["start", "a"]);
-            let read = fs::read(self.point().join("synced")).unwrap();
+            let read = fs::read(self.point.join("synced")).unwrap();
             assert_eq!(read, b"synced", "{what}");
         }
         if takes {
@@ -314,7 +319,7 @@ impl World {
         }
         if case.call[0] == "reset" {
             self.ok(&["start", "a"]);
-            assert!(!self.point().join("synced").exists(), "{what}");
+            assert!(!self.point.join("synced").exists(), "{what}");
         }
     }
 
@@ -387,15 +392,21 @@ fn kill_after(world: &World, case: &Case, victim: Victim, delay: Duration) -> bo
     true
 }
 
+/// How often each call is killed.
+fn kills() -> usize {
+    std::env::var("TARNFS_TEST_KILLS").map_or(4, |n| n.parse().unwrap())
+}
+
+/// Whether a call is to be killed.
+fn is_chosen(call: &str) -> bool {
+    let only = std::env::var("TARNFS_TEST_KILLS_OF").ok();
+    only.is_none_or(|only| only.split(',').any(|name| name == call))
+}
+
 fn run(cases: &[Case]) {
     let world = World::new();
-    let kills = std::env::var("TARNFS_TEST_KILLS").map_or(4, |n| n.parse().unwrap());
-    let only = std::env::var("TARNFS_TEST_KILLS_OF").ok();
-    let chosen = |case: &&Case| {
-        let only = only.as_deref();
-        only.is_none_or(|only| only.split(',').any(|call| call == case.call[0]))
-    };
-    for case in cases.iter().filter(chosen) {
+    let kills = kills();
+    for case in cases.iter().filter(|case| is_chosen(case.call[0])) {
         world.prepare(case);
         // Who is there to be killed.
         let victims = match world.server_process() {

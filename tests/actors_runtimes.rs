@@ -8,18 +8,14 @@ mod common;
 use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::fs;
-use std::io::{BufRead, BufReader, Read};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::mpsc::{Receiver, channel};
-use std::time::Duration;
 
+use common::shell::Lines;
 use common::{Sandbox, assert_ok, can_mount, has, mounts_below, ok, pack, run, text};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use serde_json::Value;
-
-/// A hang is a failure.
-const DEADLINE: Duration = Duration::from_secs(60);
 
 /// Counts in memory, on standard output and in a file that stays open.
 const COUNTER: &str = "rm /etc/doomed; exec 3>>/count; n=0; \
@@ -65,18 +61,9 @@ impl World {
     fn new() -> Self {
         let sandbox = Sandbox::new();
         let tree = sandbox.dir("tree");
-        for dir in ["bin", "etc", "root", "tmp"] {
+        common::shell::put(&tree, &["/bin/cat", "/bin/rm", "/bin/sleep"]);
+        for dir in ["etc", "root", "tmp"] {
             fs::create_dir(tree.join(dir)).unwrap();
-        }
-        for program in ["/bin/sh", "/bin/cat", "/bin/rm", "/bin/sleep"] {
-            fs::copy(program, tree.join(&program[1..])).unwrap();
-            for library in ok("ldd", [program]).split_whitespace() {
-                if let Some(inside) = library.strip_prefix('/') {
-                    let to = tree.join(inside);
-                    fs::create_dir_all(to.parent().unwrap()).unwrap();
-                    fs::copy(library, to).unwrap();
-                }
-            }
         }
         fs::write(tree.join("etc/passwd"), "root:x:0:0::/root:/bin/sh\n").unwrap();
         fs::write(tree.join("etc/old"), "of the image\n").unwrap();
@@ -147,47 +134,6 @@ impl Drop for World {
             command.args(&end[1..]);
             // It has ended already, unless the test has failed.
             drop(run(command));
-        }
-    }
-}
-
-/// A container's standard output, line by line.
-struct Lines(Receiver<String>);
-
-impl Lines {
-    fn of(stream: impl Read + Send + 'static) -> Self {
-        let (send, receive) = channel();
-        std::thread::spawn(move || {
-            for line in BufReader::new(stream).lines() {
-                let Ok(line) = line else { return };
-                if send.send(line).is_err() {
-                    return;
-                }
-            }
-        });
-        Self(receive)
-    }
-
-    fn next(&self) -> String {
-        self.0.recv_timeout(DEADLINE).unwrap()
-    }
-
-    /// All that comes before `last`.
-    fn until(&self, last: &str) -> Vec<String> {
-        std::iter::repeat_with(|| self.next())
-            .take_while(|line| line != last)
-            .collect()
-    }
-
-    /// All until nobody has it open.
-    fn rest(self) -> Vec<String> {
-        let mut lines = Vec::new();
-        loop {
-            match self.0.recv_timeout(DEADLINE) {
-                Ok(line) => lines.push(line),
-                Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => return lines,
-                Err(error) => panic!("{error}: {lines:?}"),
-            }
         }
     }
 }

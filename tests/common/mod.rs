@@ -14,6 +14,7 @@
 pub(crate) mod docker_registry;
 pub(crate) mod image;
 pub(crate) mod python;
+pub(crate) mod shell;
 pub(crate) mod tarball;
 pub(crate) mod user;
 pub(crate) mod walk;
