@@ -12,48 +12,16 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use common::{Sandbox, assert_ok, can_mount, mounts_below, ok, pack, text};
+use common::actors::World;
+use common::{assert_ok, can_mount, mounts_below, ok, pack, text};
 use rustix::process::{Pid, Signal, kill_process};
-use serde_json::Value;
 use tarnfs::actors::{Actors, Begun, Error, Stop};
 
-/// A store with an image called `img`, and the actors on it.
-struct World {
-    sandbox: Sandbox,
+fn world() -> Option<World> {
+    can_mount().then(World::new)
 }
 
 impl World {
-    fn new() -> Option<Self> {
-        if !can_mount() {
-            return None;
-        }
-        let sandbox = Sandbox::new();
-        let tree = sandbox.dir("tree");
-        fs::write(tree.join("file"), "of the image").unwrap();
-        pack(&tree, &sandbox.at("image.tar"), &[]);
-        let tar = sandbox.at("image.tar");
-        sandbox.tarnfs_ok(["import", "--name", "img", tar.to_str().unwrap()]);
-        Some(Self { sandbox })
-    }
-
-    fn actor(&self, args: &[&str]) -> String {
-        self.sandbox.tarnfs_ok([&["actor"], args].concat())
-    }
-
-    /// Must fail with one line that has `says` in it.
-    fn refused(&self, args: &[&str], says: &str) {
-        let output = self.sandbox.tarnfs([&["actor"], args].concat());
-        let said = text(&output.stderr);
-        assert!(!output.status.success(), "{args:?} succeeded");
-        assert!(said.contains(says), "{args:?}: {said}");
-        assert_eq!(said.trim_end().lines().count(), 1, "{args:?}: {said}");
-    }
-
-    fn state(&self, id: &str) -> String {
-        let told: Value = serde_json::from_str(&self.actor(&["inspect", id])).unwrap();
-        told["state"].as_str().unwrap().to_owned()
-    }
-
     fn at(&self, name: &str) -> String {
         self.sandbox.at(name).to_str().unwrap().to_owned()
     }
@@ -72,13 +40,6 @@ impl World {
         command
     }
 
-    fn assert_none(&self) {
-        let left: Vec<_> = fs::read_dir(self.actors()).unwrap().collect();
-        assert!(left.is_empty(), "{left:?}");
-        let mounts = mounts_below(self.sandbox.path());
-        assert!(mounts.is_empty(), "{mounts:?}");
-    }
-
     /// A call that is at work on `a`, and whose reader takes one byte and no more.
     fn hangs(&self) -> Child {
         let mut diff = self
@@ -95,7 +56,7 @@ impl World {
 
 #[test]
 fn a_call_that_hangs_is_named_and_can_be_cut_off() {
-    let Some(world) = World::new() else { return };
+    let Some(world) = world() else { return };
     for stopped in [false, true] {
         let point = PathBuf::from(world.actor(&["create", "--start", "a", "img"]).trim_end());
         // More than a pipe takes.
@@ -131,7 +92,7 @@ fn a_call_that_hangs_is_named_and_can_be_cut_off() {
 
 #[test]
 fn what_others_have_mounted_below_an_upper_is_not_removed() {
-    let Some(world) = World::new() else { return };
+    let Some(world) = world() else { return };
     let theirs = world.sandbox.dir("theirs");
     fs::write(theirs.join("precious"), "x").unwrap();
     world.actor(&["create", "--upper", &world.at("upper"), "dir", "img"]);
@@ -160,7 +121,7 @@ fn what_others_have_mounted_below_an_upper_is_not_removed() {
 
 #[test]
 fn a_store_may_be_called_otherwise_and_be_moved() {
-    let Some(world) = World::new() else { return };
+    let Some(world) = world() else { return };
     symlink("store", world.sandbox.at("link")).unwrap();
     fs::create_dir(world.sandbox.at("a\nb c")).unwrap();
     symlink("../store", world.sandbox.at("a\nb c/s")).unwrap();
@@ -217,7 +178,7 @@ fn a_store_may_be_called_otherwise_and_be_moved() {
 
 #[test]
 fn nothing_of_the_callers_lies_among_the_actors() {
-    let Some(world) = World::new() else { return };
+    let Some(world) = world() else { return };
     world.actor(&["create", "a", "img"]);
     symlink(world.actors().join("a"), world.sandbox.at("link")).unwrap();
     for how in ["--mount", "--upper", "--bundle"] {
@@ -231,7 +192,7 @@ fn nothing_of_the_callers_lies_among_the_actors() {
 
 #[test]
 fn a_tar_that_was_changed_is_not_put_below_what_was_written() {
-    let Some(world) = World::new() else { return };
+    let Some(world) = world() else { return };
     let (tar, tree) = (world.at("image.tar"), world.sandbox.at("tree"));
     for upper in ["disk", "tmpfs"] {
         pack(&tree, &world.sandbox.at("image.tar"), &[]);
@@ -258,7 +219,7 @@ fn a_tar_that_was_changed_is_not_put_below_what_was_written() {
 
 #[test]
 fn a_store_may_lie_deep_down() {
-    let Some(world) = World::new() else { return };
+    let Some(world) = world() else { return };
     let deep = world.at(&format!("{}/{}", "d".repeat(150), "e".repeat(200)));
     fs::create_dir_all(&deep).unwrap();
     let call = |args: &[&str]| {
@@ -341,7 +302,7 @@ fn closed_files_of_an_ordinary_user_are_in_his_forks() {
 
 #[test]
 fn a_start_that_fails_says_what_there_is() {
-    let Some(world) = World::new() else { return };
+    let Some(world) = world() else { return };
     let bundle = world.at("bundle");
     let options = ["create", "--start", "--user", "nobody-has-this", "--bundle"];
     let call = [&options[..], &[&bundle, "a", "img", "x"]].concat();
@@ -365,7 +326,7 @@ fn a_start_that_fails_says_what_there_is() {
 /// Who has looked an actor up waits for whoever destroys it and makes another of that id.
 #[test]
 fn an_actor_that_was_made_anew_is_another() {
-    let Some(world) = World::new() else { return };
+    let Some(world) = world() else { return };
     let upper = world.at("upper");
     world.actor(&["create", "--upper", &upper, "a", "img"]);
     let store = tarnfs::store::Store::open(&world.sandbox.at("store"));
@@ -392,7 +353,7 @@ fn an_actor_that_was_made_anew_is_another() {
 
 #[test]
 fn directories_of_an_actor_that_somebody_removed_are_made_again() {
-    let Some(world) = World::new() else { return };
+    let Some(world) = world() else { return };
     world.actor(&["create", "a", "img"]);
     for name in ["socket", "rootfs", "upper", "work"] {
         fs::remove_dir_all(world.actors().join("a").join(name)).unwrap();
@@ -406,7 +367,7 @@ fn directories_of_an_actor_that_somebody_removed_are_made_again() {
 
 #[test]
 fn who_reads_no_further_is_no_error() {
-    let Some(world) = World::new() else { return };
+    let Some(world) = world() else { return };
     world.actor(&["create", "a", "img"]);
     for call in [
         &["inspect", "a"][..],
@@ -433,7 +394,7 @@ fn who_reads_no_further_is_no_error() {
 
 #[test]
 fn columns_stand_below_each_other() {
-    let Some(world) = World::new() else { return };
+    let Some(world) = world() else { return };
     world.actor(&["create", "a", "img"]);
     world.actor(&["create", "long-one", "img"]);
     let listed = world.actor(&["list"]);

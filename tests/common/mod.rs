@@ -11,6 +11,7 @@
     clippy::cast_possible_truncation
 )]
 
+pub(crate) mod actors;
 pub(crate) mod docker_registry;
 pub(crate) mod image;
 pub(crate) mod python;
