@@ -3,6 +3,7 @@
 //! the actor can be stopped, started and destroyed, and the next container runs on it.
 
 use std::fs;
+use std::io::Read;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -50,7 +51,11 @@ impl Runc<'_> {
     /// Starts a container, and waits until its program has begun.
     fn begin(&self, id: &str) -> Lines {
         let (mut child, lines) = spawn(self.call("runc run", id));
-        assert!(child.wait().unwrap().success());
+        if !child.wait().unwrap().success() {
+            let mut said = String::new();
+            child.stderr.unwrap().read_to_string(&mut said).unwrap();
+            panic!("{id}: {said}");
+        }
         assert_eq!(lines.until("ready"), [""; 0]);
         lines
     }
@@ -87,7 +92,7 @@ fn spawn(mut command: Command) -> (Child, Lines) {
         .process_group(0)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
-        .stderr(Stdio::null())
+        .stderr(Stdio::piped())
         .spawn()
         .unwrap();
     let lines = Lines::of(child.stdout.take().unwrap());
@@ -103,25 +108,40 @@ fn end(pid: i32) {
     }
 }
 
-/// Stops the actor as its messages say to: who is named as using it is ended.
+/// The name of a container of this test.
+fn name(n: usize) -> String {
+    format!("killed-{}-{n}", std::process::id())
+}
+
+/// Stops the actor as its messages say to: who is named as using it is ended. Of others' containers
+/// only such have it as are being made, which have all mounts of the machine until they have a root
+/// of their own: they are waited for.
 fn stop(world: &World, what: &str) {
+    let mut timeout = "0";
     for _ in 0..20 {
         let output = world
             .sandbox
-            .tarnfs(["actor", "stop", "--timeout", "0", "a"]);
+            .tarnfs(["actor", "stop", "--timeout", timeout, "a"]);
         if output.status.success() {
             assert_eq!(world.state().as_deref(), Some("stopped"), "{what}");
             return;
         }
         let said = text(&output.stderr);
         assert_eq!(said.lines().count(), 1, "{what}: {said}");
-        match said.split_once("by the container of process ") {
-            Some((_, who)) => end(who.split(' ').next().unwrap().parse().unwrap()),
-            // Nobody is left but its server, on its last steps.
-            None => world.assert_truth(&format!("{what}: {said}")),
+        let named = said.split_once("by the container of process ");
+        let named = named.and_then(|(_, who)| who.split(' ').next()?.parse().ok());
+        match named {
+            Some(pid) if is_ours(pid) => end(pid),
+            _ => timeout = "30",
         }
     }
     panic!("{what}: it cannot be stopped");
+}
+
+/// Whether a process is in a container of this test.
+fn is_ours(pid: i32) -> bool {
+    let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+    groups.contains(&format!("/killed-{}-", std::process::id()))
 }
 
 fn kill_calls(world: &World, call: &str) {
@@ -135,7 +155,6 @@ fn kill_calls(world: &World, call: &str) {
         world.write_synced();
         (call != "runc run").then(|| runc.begin(id))
     };
-    let name = |n: usize| format!("killed-{}-{n}", std::process::id());
     let first = name(0);
     let lines = prepare(&first);
     let begun = Instant::now();
