@@ -27,7 +27,8 @@ impl Walk<'_, '_> {
             return Ok(true);
         }
         let others = self.names_outside(nid)?;
-        if self.format == Format::Gvisor {
+        // Some unpack a layer by itself, and gVisor its tar.
+        if matches!(self.format, Format::Gvisor | Format::Oci) {
             let first: Box<[u8]> = self.path.as_slice().into();
             for path in others {
                 if !self.is_below_excluded(&path) {
