@@ -190,6 +190,49 @@ fn nothing_of_the_callers_lies_among_the_actors() {
     assert_eq!(world.actor(&["list", "-q"]), "a\n");
 }
 
+/// A mount would hide the store, and a reset remove it.
+#[test]
+fn the_store_is_neither_hidden_nor_emptied() {
+    let Some(world) = World::new() else { return };
+    symlink(world.sandbox.path(), world.sandbox.at("above")).unwrap();
+    let elsewhere = Sandbox::new();
+    let point = elsewhere.at("point").to_str().unwrap().to_owned();
+    let upper = world.at("upper");
+    for how in ["--mount", "--upper", "--work"] {
+        let given: &[&str] = match how {
+            "--work" => &["--mount", &point, "--upper", &upper],
+            "--upper" => &["--mount", &point],
+            _ => &[],
+        };
+        let link = if how == "--mount" { "" } else { "above" };
+        for place in ["store", "", link] {
+            let at = world.at(place);
+            let args = [&["create"], given, &[how, &at, "b", "img"]].concat();
+            world.refused(&args, "the store is in it");
+        }
+        let at = world.at("store/images");
+        let args = [&["create"], given, &[how, &at, "b", "img"]].concat();
+        world.refused(&args, "in the store");
+    }
+    fs::create_dir(world.sandbox.at("bundle")).unwrap();
+    symlink(world.sandbox.path(), world.sandbox.at("bundle/rootfs")).unwrap();
+    let args = ["create", "--bundle", &world.at("bundle"), "b", "img"];
+    let output = world.sandbox.tarnfs([&["actor"], &args[..]].concat());
+    assert!(!output.status.success());
+    assert_eq!(world.actor(&["list", "-q"]), "");
+    // Beside it all goes on.
+    world.actor(&[
+        "create",
+        "--start",
+        "--mount",
+        &world.at("point"),
+        "b",
+        "img",
+    ]);
+    world.actor(&["destroy", "b"]);
+    world.assert_none();
+}
+
 #[test]
 fn a_tar_that_was_changed_is_not_put_below_what_was_written() {
     let Some(world) = world() else { return };

@@ -50,20 +50,34 @@ impl Actors {
         }
     }
 
-    /// Nothing of the caller's may lie among the actors: it would hide, or go with, what is theirs.
+    /// Nothing of the caller's may lie in the store: it would hide, or go with, what is there. Nor
+    /// may the store lie in what is mounted on, or emptied by a reset.
     fn check_apart(&self, make: &Make) -> Result<(), Error> {
-        let mut theirs: Vec<&Path> = Vec::new();
+        let store = self.dir.parent().unwrap_or(&self.dir);
+        let refused = |path: &Path, text: &str| {
+            let path = path.display();
+            Err(Error::Refused(format!(
+                "{path}: {text}; give one elsewhere"
+            )))
+        };
+        let bundle = make.bundle.as_ref().map(|bundle| &*bundle.dir);
+        let rootfs = bundle.map(|bundle| bundle.join("rootfs"));
+        let mut covered: Vec<&Path> = Vec::new();
         if let UpperKind::Dir { upper, work } = &make.upper {
-            theirs.extend([&**upper, &**work]);
+            covered.extend([&**upper, &**work]);
         }
-        theirs.extend(make.point.as_deref());
-        theirs.extend(make.bundle.as_ref().map(|bundle| &*bundle.dir));
-        for path in theirs {
-            if real(path).starts_with(&self.dir) {
-                return Err(Error::Refused(format!(
-                    "{}: in a directory of the store's actors; give one elsewhere",
-                    path.display()
-                )));
+        covered.extend(make.point.as_deref());
+        covered.extend(rootfs.as_deref());
+        if let Some(path) = covered.iter().find(|path| store.starts_with(real(path))) {
+            return refused(path, "the store is in it");
+        }
+        for path in covered.into_iter().chain(bundle) {
+            let at = real(path);
+            if at.starts_with(&self.dir) {
+                return refused(path, "in a directory of the store's actors");
+            }
+            if at.starts_with(store) {
+                return refused(path, "in the store");
             }
         }
         Ok(())
