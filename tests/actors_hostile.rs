@@ -233,6 +233,46 @@ fn the_store_is_neither_hidden_nor_emptied() {
     world.assert_none();
 }
 
+/// Its writes are held back while it is copied: nobody could end who waits for one of his own.
+#[test]
+fn a_diff_does_not_go_to_the_actor_itself() {
+    let Some(world) = World::new() else { return };
+    let point = PathBuf::from(world.actor(&["create", "--start", "a", "img"]).trim_end());
+    fs::write(point.join("there"), "x").unwrap();
+    symlink(point.join("there"), world.sandbox.at("link")).unwrap();
+    let says = "of the actor itself";
+    for place in ["new", "there", "file"] {
+        let at = point.join(place);
+        world.refused(&["diff", "-o", at.to_str().unwrap(), "a"], says);
+    }
+    world.refused(&["diff", "-o", &world.at("link"), "a"], says);
+    let directory = point.to_str().unwrap();
+    world.refused(&["diff", "--format", "podman", "-o", directory, "a"], says);
+    let store = world.at("store");
+    for call in ["diff", "checkpoint"] {
+        let mut command = world.call(&store, &[call, "a"]);
+        let output = command
+            .stdout(fs::File::create(point.join("out")).unwrap())
+            .output()
+            .unwrap();
+        assert!(text(&output.stderr).contains(says), "{call}: {output:?}");
+        let mut command = world.call(&store, &[call, "a"]);
+        let said = fs::File::create(point.join("err")).unwrap();
+        let output = command.stderr(said).output().unwrap();
+        assert!(!output.status.success(), "{call}");
+        assert!(
+            fs::read_to_string(point.join("err"))
+                .unwrap()
+                .contains(says)
+        );
+    }
+    assert!(!point.join("new").exists());
+    world.actor(&["diff", "-o", &world.at("elsewhere"), "a"]);
+    world.actor(&["checkpoint", "a"]);
+    world.actor(&["destroy", "a"]);
+    world.assert_none();
+}
+
 #[test]
 fn a_tar_that_was_changed_is_not_put_below_what_was_written() {
     let Some(world) = world() else { return };

@@ -1,12 +1,13 @@
 //! What an actor has written, at one moment: of one that is at rest, or whose changes are held back
 //! for it.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
 
 use super::hold::Held;
+use super::holders;
 use super::place::Locked;
 use super::state::{self, State};
 use super::{Actor, Error};
@@ -14,6 +15,7 @@ use crate::diff::{self, Changes};
 use crate::lower::Lower;
 use crate::mount::{open_upper, state_dirs};
 use crate::overlay::{self, Overlay};
+use crate::sys::mount::device_minor;
 use crate::upper::{Upper, marks_of};
 
 /// What was done with an actor's changes.
@@ -43,6 +45,42 @@ impl Actor {
         let locked = self.lock()?;
         let lower = self.image()?.lower().map_err(Error::from)?;
         self.with_changes_locked(&locked, lower, options, with)
+    }
+
+    /// Refuses where writes to one of `files` would be held back with the actor's: who copies what it
+    /// has written would wait for himself, and could not be killed. To be asked of all files that
+    /// are written to meanwhile.
+    ///
+    /// # Errors
+    /// [`Error::Refused`].
+    pub fn refuse_own<'f>(
+        &self,
+        files: impl IntoIterator<Item = BorrowedFd<'f>>,
+    ) -> Result<(), Error> {
+        let seen = state::look(&self.place)?;
+        let minor = match seen.state {
+            State::Mounted => seen.mounts.last().map(|mount| mount.minor),
+            State::Detached => {
+                holders::open_root(&self.place).and_then(|root| device_minor(root.as_fd()).ok())
+            }
+            State::Created | State::Stale | State::Stopped => None,
+        };
+        let Some(minor) = minor else {
+            return Ok(());
+        };
+        // A mount without a device has major number 0.
+        let own = rustix::fs::makedev(0, minor);
+        let mut found = files
+            .into_iter()
+            .filter_map(|file| rustix::fs::fstat(file).ok());
+        match found.any(|stat| stat.st_dev == own) {
+            true => Err(Error::Refused(format!(
+                "actor {}: the output is a file of the actor itself, whose writes are held back \
+                 meanwhile; write elsewhere",
+                self.id()
+            ))),
+            false => Ok(()),
+        }
     }
 
     pub(super) fn with_changes_locked<T, E>(

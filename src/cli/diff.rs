@@ -147,6 +147,29 @@ impl DiffArgs {
         Ok(())
     }
 
+    /// The directory in which the output is to be, where one is named that is a file or a directory.
+    pub(crate) fn place(&self) -> anyhow::Result<Option<File>> {
+        let Some(output) = &self.output else {
+            return Ok(None);
+        };
+        if output == Path::new("-") || is_stdout(output) {
+            return Ok(None);
+        }
+        let found = match output.is_dir() {
+            true => Some(output.clone()),
+            false => match Target::of(output)? {
+                Target::Stream(_) => None,
+                Target::File(file) => Some(std::path::absolute(file)?),
+            },
+        };
+        let dir = found.as_deref().and_then(|path| match path.is_dir() {
+            true => Some(path),
+            false => path.parent(),
+        });
+        let opened = dir.map(|dir| File::open(dir).with_context(|| dir.display().to_string()));
+        opened.transpose()
+    }
+
     /// What was asked for, of an upper over `image`.
     pub(crate) fn options(&self, image: &Image, squash: Option<(u32, u32)>) -> Options {
         Options {

@@ -1,7 +1,8 @@
 //! `tarnfs actor checkpoint`, `fork`, `diff`
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -56,6 +57,7 @@ struct WhatArgs {
 
 impl WhatArgs {
     fn take(&self, actor: &Actor) -> anyhow::Result<Checkpoint> {
+        refuse_own(actor, None)?;
         let mut bar = Bar::new("writing changes");
         let mut waits = Bar::new("checkpoint");
         let made = actor.checkpoint(Asked {
@@ -81,6 +83,13 @@ impl WhatArgs {
 /// them. To be called while there is one thread.
 fn rights() -> anyhow::Result<Option<Rights>> {
     Ok(rights::needed().then(Rights::acquire).transpose()?)
+}
+
+/// Refuses where this process would write to what it has held back: `output`, or what it was given.
+fn refuse_own(actor: &Actor, output: Option<File>) -> anyhow::Result<()> {
+    let (out, said) = (io::stdout(), io::stderr());
+    let output = output.as_ref().map(File::as_fd);
+    Ok(actor.refuse_own([out.as_fd(), said.as_fd()].into_iter().chain(output))?)
 }
 
 pub(super) fn checkpoint(global: &Global, args: &CheckpointArgs) -> anyhow::Result<ExitCode> {
@@ -205,6 +214,7 @@ pub(super) fn diff(global: &Global, args: &DiffOfArgs) -> anyhow::Result<ExitCod
     args.diff.check_terminal()?;
     let _rights = rights()?;
     let actor = actors(global)?.get(&args.id)?;
+    refuse_own(&actor, args.diff.place()?)?;
     let options = args.diff.options(&actor.image()?, None);
     let took = actor.with_changes(options, |changes| args.diff.write(changes))?;
     Ok(took.value)
