@@ -92,6 +92,7 @@ impl Until {
     /// Locks; whether it could in time. In one thread, as the process that is to serve must have.
     fn locked(self, file: &File) -> io::Result<bool> {
         let mut pause = PAUSE;
+        let mut told = None;
         loop {
             match flock(file, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => return Ok(true),
@@ -105,7 +106,10 @@ impl Until {
             if self.force.is_some_and(|when| now >= when)
                 && let Some(holder) = Locker::of(file)
             {
-                tracing::warn!(pid = holder.pid, "cut off at its work on an actor");
+                // One that hangs in the kernel does not go at once.
+                if told.replace(holder.pid) != Some(holder.pid) {
+                    tracing::warn!(pid = holder.pid, "cut off at its work on an actor");
+                }
                 // Gone by itself is as good.
                 holder.signal(Signal::KILL).ok();
             }
