@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use common::actors::World;
-use common::{assert_ok, can_mount, mounts_below, ok, pack, text};
+use common::{Sandbox, assert_ok, can_mount, mounts_below, ok, pack, text};
 use rustix::process::{Pid, Signal, kill_process};
 use tarnfs::actors::{Actors, Begun, Error, Stop};
 
@@ -193,7 +193,7 @@ fn nothing_of_the_callers_lies_among_the_actors() {
 /// A mount would hide the store, and a reset remove it.
 #[test]
 fn the_store_is_neither_hidden_nor_emptied() {
-    let Some(world) = World::new() else { return };
+    let Some(world) = world() else { return };
     symlink(world.sandbox.path(), world.sandbox.at("above")).unwrap();
     let elsewhere = Sandbox::new();
     let point = elsewhere.at("point").to_str().unwrap().to_owned();
@@ -236,7 +236,7 @@ fn the_store_is_neither_hidden_nor_emptied() {
 /// Its writes are held back while it is copied: nobody could end who waits for one of his own.
 #[test]
 fn a_diff_does_not_go_to_the_actor_itself() {
-    let Some(world) = World::new() else { return };
+    let Some(world) = world() else { return };
     let point = PathBuf::from(world.actor(&["create", "--start", "a", "img"]).trim_end());
     fs::write(point.join("there"), "x").unwrap();
     symlink(point.join("there"), world.sandbox.at("link")).unwrap();
