@@ -104,7 +104,10 @@ fn what_others_have_mounted_below_an_upper_is_not_removed() {
         let below = upper.join("below");
         let below = below.to_str().unwrap();
         ok("mount", ["--bind", theirs.to_str().unwrap(), below]);
-        world.refused(&["reset", id], "below: something else is mounted");
+        world.refused(
+            &["reset", "--force", id],
+            "below: something else is mounted",
+        );
         if id == "disk" {
             world.refused(&["destroy", id], "below: something else is mounted");
         }
@@ -112,7 +115,11 @@ fn what_others_have_mounted_below_an_upper_is_not_removed() {
         assert!(upper.join("written").exists(), "{id}: half done");
         assert!(theirs.join("precious").exists(), "{id}");
         ok("umount", [below]);
-        world.actor(&["reset", id]);
+        if id == "dir" {
+            world.refused(&["reset", id], "not of this actor");
+        }
+        assert!(upper.join("written").exists(), "{id}");
+        world.actor(&["reset", "--force", id]);
         assert_eq!(fs::read_dir(&upper).unwrap().count(), 0);
     }
     world.actor(&["destroy", "dir", "disk"]);
@@ -267,6 +274,10 @@ fn a_diff_does_not_go_to_the_actor_itself() {
         );
     }
     assert!(!point.join("new").exists());
+    let upper = world.actors().join("a/upper/new");
+    let call = ["diff", "-o", upper.to_str().unwrap(), "a"];
+    world.refused(&call, "in its upper");
+    assert!(!upper.exists());
     world.actor(&["diff", "-o", &world.at("elsewhere"), "a"]);
     world.actor(&["checkpoint", "a"]);
     world.actor(&["destroy", "a"]);

@@ -1,11 +1,12 @@
 //! What an actor has written, at one moment: of one that is at rest, or whose changes are held back
 //! for it.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
 
+use super::create::real;
 use super::hold::Held;
 use super::holders;
 use super::place::Locked;
@@ -47,9 +48,10 @@ impl Actor {
         self.with_changes_locked(&locked, lower, options, with)
     }
 
-    /// Refuses where writes to one of `files` would be held back with the actor's: who copies what it
-    /// has written would wait for himself, and could not be killed. To be asked of all files that
-    /// are written to meanwhile.
+    /// Refuses where one of `files`, or what is made in it, would be the actor's own: where writes are
+    /// held back with the actor's, who copies what it has written would wait for himself, and could
+    /// not be killed; in the upper they would go past the server. To be asked of all files that are
+    /// written to meanwhile.
     ///
     /// # Errors
     /// [`Error::Refused`].
@@ -57,6 +59,22 @@ impl Actor {
         &self,
         files: impl IntoIterator<Item = BorrowedFd<'f>>,
     ) -> Result<(), Error> {
+        let files: Vec<_> = files.into_iter().collect();
+        let (upper, work) = self.writes();
+        let inside = |file: &BorrowedFd<'_>| {
+            let path = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()));
+            path.is_ok_and(|path| {
+                [&upper, &work]
+                    .iter()
+                    .any(|dir| path.starts_with(real(dir)))
+            })
+        };
+        if files.iter().any(inside) {
+            return Err(Error::Refused(format!(
+                "actor {}: the output is in its upper; write elsewhere",
+                self.id()
+            )));
+        }
         let seen = state::look(&self.place)?;
         let minor = match seen.state {
             State::Mounted => seen.mounts.last().map(|mount| mount.minor),

@@ -36,8 +36,8 @@ impl Actors {
                 make,
             },
         };
-        actor.check()?;
         self.check_apart(&actor.record.make)?;
+        actor.check()?;
         place::sweep(&self.dir);
         loop {
             if actor.place.publish(&actor.record)? {
@@ -126,6 +126,12 @@ impl Actor {
             UpperKind::Dir { upper, work } => {
                 bundle::check_dir(upper)?;
                 bundle::check_dir(work)?;
+                let (real_upper, real_work) = (real(upper), real(work));
+                if real_upper.starts_with(&real_work) || real_work.starts_with(&real_upper) {
+                    return refused(
+                        "the upper and its work directory lie in one another; give two",
+                    );
+                }
                 self.check_point_outside(&[upper, work])?;
             }
         }
@@ -148,7 +154,7 @@ impl Actor {
 }
 
 /// Where a path leads of which the end may not be there yet.
-fn real(path: &Path) -> PathBuf {
+pub(super) fn real(path: &Path) -> PathBuf {
     path.ancestors()
         .find_map(|above| {
             let rest = path.strip_prefix(above).ok()?;

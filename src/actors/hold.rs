@@ -90,7 +90,7 @@ impl Hold for Held<'_> {
     /// lets them go on.
     fn thaw(&self) -> io::Result<()> {
         if let State::Frozen(freeze, since) = self.state.replace(State::Goes) {
-            freeze.thaw()?;
+            freeze.thaw().map_err(ended)?;
             *self.frozen.borrow_mut() += since.elapsed();
         }
         Ok(())
@@ -118,7 +118,7 @@ impl Hold for Held<'_> {
 
     fn end_log(&self) -> io::Result<()> {
         match self.state.replace(State::Goes) {
-            State::Keeps(keep) => keep.thaw().map(drop),
+            State::Keeps(keep) => keep.thaw().map(drop).map_err(ended),
             _ => Err(io::Error::other("nothing is kept")),
         }
     }
@@ -126,7 +126,8 @@ impl Hold for Held<'_> {
     fn hold(&self) -> io::Result<()> {
         // What programs have stored in maps is the kernel's still.
         self.sync()?;
-        let freeze = Client::connect(&self.actor.control())?.freeze()?;
+        let client = Client::connect(&self.actor.control());
+        let freeze = client.and_then(Client::freeze).map_err(ended)?;
         self.state.replace(State::Frozen(freeze, Instant::now()));
         Ok(())
     }
@@ -140,6 +141,19 @@ fn failed(actor: &Actor, source: io::Error) -> Error {
     Error::Frozen {
         id: actor.id().clone(),
         source,
+    }
+}
+
+/// Says what it is that does not answer.
+fn ended(error: io::Error) -> io::Error {
+    match error.kind() {
+        io::ErrorKind::NotFound
+        | io::ErrorKind::ConnectionRefused
+        | io::ErrorKind::UnexpectedEof => io::Error::new(
+            error.kind(),
+            format!("its server has ended; start the actor and try again ({error})"),
+        ),
+        _ => error,
     }
 }
 

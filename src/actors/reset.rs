@@ -27,6 +27,9 @@ impl Actor {
         self.stop_locked(&locked, how)?;
         // Before it is begun, since it has to be ended then.
         let (upper, work) = self.writes();
+        if !how.force {
+            self.check_own(&upper)?;
+        }
         if self.record.make.upper != UpperKind::Tmpfs {
             for dir in [&upper, &work] {
                 self.place.check_unmounted(dir)?;
@@ -36,6 +39,25 @@ impl Actor {
         File::create(&wipe).map_err(Error::path("cannot make", &wipe))?;
         self.finish_wipe(&locked)?;
         Ok(was)
+    }
+
+    /// Refuses a directory of the caller's that the actor has not written to: it never ran.
+    fn check_own(&self, upper: &Path) -> Result<(), Error> {
+        let given = matches!(self.record.make.upper, UpperKind::Dir { .. });
+        if !given || self.place.server().exists() || self.place.wipe().exists() {
+            return Ok(());
+        }
+        let entries = match fs::read_dir(upper) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            entries => entries.map_err(Error::path("cannot read", upper))?,
+        };
+        match entries.count() {
+            0 => Ok(()),
+            _ => Err(Error::Refused(format!(
+                "{}: what is in it is not of this actor, which never ran; --force removes it",
+                upper.display()
+            ))),
+        }
     }
 
     /// Goes on with a reset that was broken off; whether there was one.

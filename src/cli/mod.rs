@@ -132,6 +132,9 @@ enum QuickCommand {
     Actor(actor::Args),
 }
 
+/// The status of who was called wrongly, clap's own.
+const MISUSED: u8 = 2;
+
 /// Runs the command line of this process.
 pub(crate) fn main() -> ExitCode {
     if let Some(status) = hidden() {
@@ -155,12 +158,25 @@ pub(crate) fn main() -> ExitCode {
     if let Some(argv) = helper::invocation(&commands, &argv) {
         return helper::main(argv);
     }
-    let mut matches = commands
-        .try_get_matches_from_mut(argv)
-        .unwrap_or_else(|error| error.exit());
+    let mut matches = match commands.try_get_matches_from_mut(argv) {
+        Ok(matches) => matches,
+        Err(error) => return misused(&error),
+    };
     let cli = Cli::from_arg_matches_mut(&mut matches)
         .unwrap_or_else(|error| error.format(&mut commands).exit());
     run(&cli.global, cli.command).unwrap_or_else(report)
+}
+
+/// What is wrong with the command line; of a value, in one line that says why.
+fn misused(error: &clap::Error) -> ExitCode {
+    if error.kind() != clap::error::ErrorKind::ValueValidation {
+        error.exit();
+    }
+    let text = error.to_string();
+    let (why, _) = text.split_once("\n\n").unwrap_or((&text, ""));
+    let why = why.trim_start_matches("error: ").replace('\n', " ");
+    eprintln!("tarnfs: {why}");
+    ExitCode::from(MISUSED)
 }
 
 /// One line on standard error.

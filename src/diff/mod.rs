@@ -161,7 +161,7 @@ pub enum DiffError {
     #[error("reading a large file of the upper: {0}")]
     Read(#[source] io::Error),
     /// What was kept of an upper in use cannot be had ([`Hold`]).
-    #[error("the upper is in use: {0}")]
+    #[error("changes of the upper were not held back: {0}")]
     Held(#[source] io::Error),
     /// The output file cannot be written.
     #[error(transparent)]

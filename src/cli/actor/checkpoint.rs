@@ -196,7 +196,7 @@ pub(super) fn fork_and_start(global: &Global, args: &ForkArgs) -> anyhow::Result
 
 /// Write what an actor has written as a tar
 ///
-/// In one pass from where it lies. The writes of an actor that is mounted are held back meanwhile.
+/// In one pass from where it lies. The writes of an actor that is mounted wait for a moment.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   tarnfs actor diff a1 -o layer.tar
