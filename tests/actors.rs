@@ -10,17 +10,9 @@ use std::io::BufRead;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use common::actors::World;
-use common::{assert_ok, can_mount, mounts_below, pack};
+use common::actors::{World, read};
+use common::{assert_ok, can_mount, mounts_below, ok, pack};
 use serde_json::Value;
-
-fn ok(program: &str, args: &[&str]) {
-    common::ok(program, args);
-}
-
-fn read(path: impl AsRef<Path>) -> String {
-    fs::read_to_string(path).unwrap()
-}
 
 #[test]
 fn a_life_in_which_everything_is_said_twice() {
@@ -78,7 +70,7 @@ fn what_a_dead_server_leaves_is_cleared_and_kept() {
     for upper in ["disk", "tmpfs=8M"] {
         let point = world.start(&["create", "--start", "--upper", upper, "a", "img"]);
         fs::write(point.join("new"), "written").unwrap();
-        ok("sync", &[point.join("new").to_str().unwrap()]);
+        ok("sync", [point.join("new").to_str().unwrap()]);
         world.kill("a");
         assert_eq!(world.state("a"), "stale");
         // No command hangs on it, or needs it.
@@ -112,14 +104,11 @@ fn mounts_that_a_runtime_leaves_are_taken_off() {
     let at = |name: &str| point.join(name).to_str().unwrap().to_owned();
     let mount = |dead: bool| {
         fs::create_dir_all(at("etc/deep")).unwrap();
-        ok("mount", &["-t", "tmpfs", "x", &at("etc")]);
+        ok("mount", ["-t", "tmpfs", "x", &at("etc")]);
         fs::create_dir(at("etc/deep")).unwrap();
-        ok(
-            "mount",
-            &["--bind", host.to_str().unwrap(), &at("etc/deep")],
-        );
+        ok("mount", ["--bind", host.to_str().unwrap(), &at("etc/deep")]);
         // On top of all of it.
-        ok("mount", &["--bind", host.to_str().unwrap(), &at("")]);
+        ok("mount", ["--bind", host.to_str().unwrap(), &at("")]);
         if dead {
             world.kill("a");
         }

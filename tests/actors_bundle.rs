@@ -8,17 +8,9 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-use common::actors::World;
-use common::{can_mount, pack};
+use common::actors::{World, read};
+use common::{can_mount, ok, pack};
 use serde_json::Value;
-
-fn ok(program: &str, args: &[&str]) {
-    common::ok(program, args);
-}
-
-fn read(path: impl AsRef<Path>) -> String {
-    fs::read_to_string(path).unwrap()
-}
 
 #[test]
 fn a_bundle_is_made_or_completed() {
@@ -137,7 +129,7 @@ fn a_directory_that_cannot_become_the_bundle_is_refused_by_create() {
     file("mounted/config.json", "{}");
     ok(
         "mount",
-        &["-t", "tmpfs", "x", at("mounted/rootfs").to_str().unwrap()],
+        ["-t", "tmpfs", "x", at("mounted/rootfs").to_str().unwrap()],
     );
     let before = snapshot(&root);
     for (name, says) in [
@@ -179,7 +171,7 @@ fn a_directory_that_cannot_become_the_bundle_is_refused_by_create() {
         );
     }
     assert_eq!(snapshot(&root), before);
-    ok("umount", &[at("mounted/rootfs").to_str().unwrap()]);
+    ok("umount", [at("mounted/rootfs").to_str().unwrap()]);
     // What can become one does.
     dir("good");
     for name in ["good", "made/below"] {
@@ -247,7 +239,7 @@ fn bad_input_changes_nothing() {
     let taken = world.sandbox.at("taken");
     world.actor(&["create", "--mount", &at("taken"), "m", "img"]);
     fs::create_dir(&taken).unwrap();
-    ok("mount", &["-t", "tmpfs", "x", &at("taken")]);
+    ok("mount", ["-t", "tmpfs", "x", &at("taken")]);
     world.refused(&["start", "m"], "in use");
     assert_eq!(world.state("m"), "created");
     // By another path of it, too.
@@ -255,7 +247,7 @@ fn bad_input_changes_nothing() {
     let around = at("around/taken");
     world.refused(&["create", "--mount", &around, "n", "img"], "in use");
     world.refused(&["inspect", "n"], "there is no actor n");
-    ok("umount", &[&at("taken")]);
+    ok("umount", [&at("taken")]);
     world.actor(&["destroy", "m"]);
     assert!(taken.exists(), "it was not made for the actor");
 

@@ -8,12 +8,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use common::actors::World;
+use common::actors::{World, read};
 use common::{Sandbox, assert_ok, can_mount, text};
-
-fn read(path: impl AsRef<Path>) -> String {
-    fs::read_to_string(path).unwrap()
-}
 
 /// All of a tree but what differs by itself: names, kinds, sizes, modes, content.
 fn tree(at: &Path) -> String {

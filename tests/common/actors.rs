@@ -4,7 +4,7 @@
 #![allow(dead_code)]
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use serde_json::Value;
@@ -95,4 +95,9 @@ impl World {
         let mounts = mounts_below(self.sandbox.path());
         assert!(mounts.is_empty(), "{mounts:?}");
     }
+}
+
+/// The text of a file.
+pub(crate) fn read(path: impl AsRef<Path>) -> String {
+    fs::read_to_string(path).unwrap()
 }
