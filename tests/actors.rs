@@ -178,7 +178,9 @@ fn uppers_of_the_callers_stay() {
     world.actor(&["create", "--upper", shown, "c", other.to_str().unwrap()]);
     world.refused(&["start", "c"], "another image");
     assert_eq!(world.state("c"), "created");
-    world.actor(&["reset", "c"]);
+    world.refused(&["reset", "c"], "never ran; --force removes it");
+    assert_eq!(read(upper.join("new")), "written");
+    world.actor(&["reset", "--force", "c"]);
     let point = world.start(&["start", "c"]);
     assert!(!point.join("new").exists());
     world.actor(&["destroy", "c"]);
