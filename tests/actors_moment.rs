@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
 mod common;
+#[path = "actors_moment/prefix.rs"]
+mod prefix;
 
 use std::fs::{self, File};
 use std::io::Read;
