@@ -13,7 +13,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open, p
 
 use super::{World, ends, ends_within, is_chosen, kills, random};
 use crate::common::shell::Lines;
-use crate::common::{can_mount, has, run, text};
+use crate::common::{can_mount, has, mounts_below, run, text};
 
 /// What runs in the container: says that it does when that is on disk, and goes on to write.
 const PROGRAM: &str = "echo ran >>/ran; sync /ran /; echo ready; \
@@ -234,6 +234,15 @@ fn judge(runc: &Runc<'_>, create: &[&str], id: &str, n: usize, what: &str) -> Re
             world.ok(&["destroy", "--force", "a"]);
             assert_eq!(world.state(), None, "{what}");
             runc.end(id);
+            // A runtime that began just then has made its mount points below what was the root.
+            let bundle = world.sandbox.at("b");
+            if bundle.exists() {
+                assert_eq!(mounts_below(&bundle), [""; 0], "{what}");
+                let left = fs::read_dir(&bundle).unwrap();
+                let left: Vec<_> = left.map(|entry| entry.unwrap().file_name()).collect();
+                assert_eq!(left, ["rootfs"], "{what}");
+                fs::remove_dir_all(&bundle).unwrap();
+            }
             // Nothing of it is in the way of another.
             world.ok(create);
             world.write_synced();
