@@ -5,17 +5,12 @@ use std::sync::Arc;
 
 use super::record::{ImageRef, Make, UpperKind};
 use super::{Actor, Actors, Error, Id, Took};
-use crate::diff::{self, Align, DiffError, Format, Options, Pattern, Written};
+use crate::diff::{self, DiffError, Format, Options, Pattern, Written};
 use crate::digest::Digest;
 use crate::import::Watch;
 use crate::stack::{self, Note, Stacked};
 use crate::store::{OnProgress, Source};
 use crate::sys::clock::since_epoch;
-
-/// Where the data of large files begin in a layer, so that filesystems can share their blocks with
-/// the upper; and from how many bytes on a file is large.
-const ALIGN: Align = Align::PAGE;
-const LARGE: u64 = 256 << 10;
 
 /// A checkpoint that was made.
 pub type Checkpoint = Took<Stacked<Written>>;
@@ -58,8 +53,6 @@ impl Actor {
         let options = Options {
             format: Format::Oci,
             exclude: asked.exclude,
-            align: ALIGN,
-            align_from: LARGE,
             digest: true,
             side_blobs: image.side_blobs(),
             ..Options::default()

@@ -23,6 +23,12 @@ const WH: &[u8] = b".wh.";
 /// What makes a directory opaque there.
 const OPAQUE: &[u8] = b".wh..wh..opq";
 
+/// From how many bytes on the data of a file begin at a multiple of [`LARGE_ALIGN`] at least: the
+/// kernel copies pages in runs of that, and as fast as to a file of its own; filesystems that can
+/// share blocks do. It costs 3 bytes of 100 at most on average.
+const LARGE: u64 = 1 << 20;
+const LARGE_ALIGN: u64 = 64 << 10;
+
 /// From how many bytes of extended attributes on a header might be padded by another.
 const LONG_XATTRS: usize = 512 << 10;
 
@@ -425,8 +431,8 @@ impl Walk<'_, '_> {
             ..plain
         };
         let mut place = self.place(lead.len() as u64);
-        if map.stored() < self.of.options.align_from {
-            place.align = BLOCK;
+        if map.stored() >= LARGE {
+            place.align = place.align.max(LARGE_ALIGN);
         }
         // gVisor takes no global header, which stands before attributes as long as these.
         let is_long = || xattrs.iter().map(|x| x.value.len()).sum::<usize>() > LONG_XATTRS;

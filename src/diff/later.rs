@@ -72,6 +72,14 @@ pub trait Hold {
 type Put<'p> = dyn Fn(&mut Sink<'_>, &mut Later, OnProgress<'_>) -> Result<Done, DiffError> + 'p;
 
 impl Changes<'_> {
+    /// How a file is written.
+    fn to<'f>(&self, file: &'f File) -> To<'f> {
+        match self.options.sync {
+            true => To::File(file),
+            false => To::Lazy(file),
+        }
+    }
+
     /// Writes what `put` puts in to an empty regular file; an upper that is held still is let go of
     /// as soon as it was walked. Gives the length, too.
     pub(super) fn write_parted(
@@ -81,12 +89,12 @@ impl Changes<'_> {
         put: impl Fn(&mut Sink<'_>, &mut Later, OnProgress<'_>) -> Result<Done, DiffError>,
     ) -> Result<(Done, u64), DiffError> {
         let Some(hold) = self.hold else {
-            return write(file, &put, &mut Later::never(), progress);
+            return write(self.to(file), &put, &mut Later::never(), progress);
         };
         let mut later = Later::new();
-        let written = write(file, &put, &mut later, progress)?;
+        let written = write(self.to(file), &put, &mut later, progress)?;
         let log = later.let_go(hold)?;
-        later.copy(file, written.0.bytes, progress)?;
+        later.copy(file, self.options.sync, written.0.bytes, progress)?;
         let Some(log) = log else {
             hold.thaw().map_err(DiffError::Held)?;
             return Ok(written);
@@ -95,7 +103,7 @@ impl Changes<'_> {
             tracing::debug!("all is copied again, and writes are held back: {error}");
             hold.hold().map_err(DiffError::Held)?;
             file.set_len(0).map_err(DiffError::Write)?;
-            let written = write(file, &put, &mut Later::never(), progress)?;
+            let written = write(self.to(file), &put, &mut Later::never(), progress)?;
             hold.thaw().map_err(DiffError::Held)?;
             return Ok(written);
         }
@@ -106,13 +114,13 @@ impl Changes<'_> {
 
 /// Writes what `put` puts in to an empty regular file; gives its length, too.
 pub(super) fn write(
-    file: &File,
+    to: To<'_>,
     put: &Put<'_>,
     later: &mut Later,
     progress: OnProgress<'_>,
 ) -> Result<(Done, u64), DiffError> {
     let put = |sink: &mut Sink<'_>| put(sink, later, progress);
-    let (done, len, _) = sink::beside(To::File(file), false, put)?;
+    let (done, len, _) = sink::beside(to, false, put)?;
     Ok((done, len))
 }
 
@@ -179,13 +187,23 @@ impl Later {
         true
     }
 
-    /// Copies all of them to `out` as they are. `progress` is told of bytes beyond `before`.
-    fn copy(&self, out: &File, before: u64, progress: OnProgress<'_>) -> Result<(), DiffError> {
+    /// Copies all of them to `out` as they are, to be on disk soon or not. `progress` is told of bytes beyond `before`.
+    fn copy(
+        &self,
+        out: &File,
+        soon: bool,
+        before: u64,
+        progress: OnProgress<'_>,
+    ) -> Result<(), DiffError> {
         let mut done = before;
         let mut piece = Vec::new();
         for large in &self.files {
             for run in &large.runs {
                 copy(large.file.as_fd(), *run, out, &mut piece, &mut |n| {
+                    if soon {
+                        // A hint; what fails of it, fsync will tell.
+                        fs::write_out(out.as_fd()).ok();
+                    }
                     done += n;
                     progress(done);
                 })?;
@@ -270,11 +288,7 @@ fn copy(
         let now = if by_kernel {
             let want = usize::try_from(left.min(AT_ONCE)).unwrap_or(PIECE);
             match fs::copy_range(file, from, out.as_fd(), to, want) {
-                Ok(copied) => {
-                    // A hint; what fails of it, fsync will tell.
-                    fs::write_out(out.as_fd()).ok();
-                    copied
-                }
+                Ok(copied) => copied,
                 Err(Errno::INTR) => continue,
                 // Two filesystems, or one that cannot; what else is wrong, reading or writing finds.
                 Err(_) => {
@@ -289,7 +303,7 @@ fn copy(
             let read = fs::read(file, from, bytes);
             let read = read.map_err(|errno| DiffError::Read(errno.into()))?;
             let bytes = bytes.get(..read).unwrap_or_default();
-            To::File(out).put(to, bytes).map_err(DiffError::Write)?;
+            To::Lazy(out).put(to, bytes).map_err(DiffError::Write)?;
             read
         };
         if now == 0 {

@@ -38,10 +38,9 @@ use rustix::io::Errno;
 
 use crate::digest::Digest;
 use crate::lower::{Lower, LowerError};
-pub use crate::pack::Align;
-use crate::pack::OutputError;
 use crate::pack::output::NewFile;
 use crate::pack::sink::{self, NoMore, Out, Sink, To};
+use crate::pack::{Align, OutputError};
 use crate::tar::printable;
 use crate::upper::Upper;
 use crate::upper::markers::{ImageId, Namespace};
@@ -69,11 +68,8 @@ pub struct Options {
     pub format: Format,
     /// What is left out.
     pub exclude: Vec<Pattern>,
-    /// Where the data of each regular file begin.
+    /// Where the data of each regular file begin; those of a MiB and more at a multiple of 64 KiB, too.
     pub align: Align,
-    /// How many bytes of data a file has at least that [`Self::align`] is for; those of others begin
-    /// with the next block.
-    pub align_from: u64,
     /// Whether output files are synced before they get their names: they are whole after a power
     /// cut, too.
     pub sync: bool,
@@ -91,7 +87,6 @@ impl Default for Options {
             format: Format::default(),
             exclude: Vec::new(),
             align: Align::BLOCK,
-            align_from: 0,
             sync: true,
             digest: false,
             side_blobs: Vec::new(),
@@ -308,7 +303,7 @@ impl<'a> Changes<'a> {
     ) -> Result<Written, DiffError> {
         match self.hold {
             Some(hold) => self.stream_held(hold, out, progress),
-            None => self.write_at_once(To::Stream(out), progress),
+            None => self.stream(out, progress),
         }
     }
 
@@ -336,9 +331,6 @@ impl<'a> Changes<'a> {
     /// # Errors
     /// [`DiffError`]; what was written by then is no tar.
     pub fn write_into(&self, file: &File, progress: OnProgress<'_>) -> Result<Written, DiffError> {
-        if self.hold.is_none() {
-            return self.write_at_once(To::File(file), progress);
-        }
         let (done, len) = self.write_parted(file, progress, |sink, later, progress| {
             self.put(sink, later, progress)
         })?;
@@ -346,10 +338,14 @@ impl<'a> Changes<'a> {
         self.written(&done, len, digest.transpose()?)
     }
 
-    fn write_at_once(&self, to: To<'_>, progress: OnProgress<'_>) -> Result<Written, DiffError> {
+    fn stream(
+        &self,
+        out: &mut (dyn Write + Send),
+        progress: OnProgress<'_>,
+    ) -> Result<Written, DiffError> {
         let hash = self.options.digest;
         let put = |sink: &mut Sink<'_>| self.put(sink, &mut Later::never(), progress);
-        let (done, len, digest) = sink::beside(to, hash, put)?;
+        let (done, len, digest) = sink::beside(To::Stream(out), hash, put)?;
         self.written(&done, len, digest)
     }
 

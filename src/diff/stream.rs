@@ -14,7 +14,7 @@ use std::os::unix::fs::FileExt;
 use super::kept::{Log, Record};
 use super::later::{Hold, Large, Later, Run, write};
 use super::{Changes, DiffError, OnProgress, Written};
-use crate::pack::sink::{Hashing, Sink};
+use crate::pack::sink::{Hashing, Sink, To};
 use crate::sys::fs;
 
 /// What goes out at once, bytes.
@@ -40,7 +40,7 @@ impl Changes<'_> {
         let put = |sink: &mut Sink<'_>, later: &mut Later, progress: OnProgress<'_>| {
             self.put(sink, later, progress)
         };
-        let (done, len) = write(&spool, &put, &mut later, progress)?;
+        let (done, len) = write(To::Lazy(&spool), &put, &mut later, progress)?;
         let log = later.let_go(hold)?;
         let keeps = log.is_some();
         let waits = later.runs().next().is_some() && !keeps;

@@ -32,9 +32,6 @@ impl Align {
     /// As every tar has it: 512.
     pub const BLOCK: Self = Self(header::BLOCK);
 
-    /// 4096: a block of most filesystems, and of a page.
-    pub const PAGE: Self = Self(4096);
-
     /// Multiples of `bytes`, where that can be asked for.
     #[must_use]
     pub fn new(bytes: u64) -> Option<Self> {

@@ -45,8 +45,10 @@ pub(crate) enum Out<'a> {
 pub(crate) enum To<'a> {
     /// To be written to as it is.
     Stream(&'a mut (dyn Write + Send)),
-    /// An empty regular file.
+    /// An empty regular file, which is to be on disk soon.
     File(&'a File),
+    /// One of which nobody waits for that.
+    Lazy(&'a File),
 }
 
 /// Pieces that the thread may have to itself: one that is written, one that waits.
@@ -60,6 +62,8 @@ pub(crate) struct Beside<'a> {
     free: Receiver<Vec<u8>>,
     /// The file, if it is one that the kernel may copy to.
     file: Option<&'a File>,
+    /// The disk is told to begin early.
+    soon: bool,
 }
 
 /// A stream whose bytes are hashed on their way.
@@ -202,7 +206,11 @@ impl<'a> Sink<'a> {
         let mut done = 0;
         if self.copies && len >= LARGE {
             self.flush()?;
-            while let Out::Beside(Beside { file: Some(to), .. }) = &self.out
+            while let Out::Beside(Beside {
+                file: Some(to),
+                soon,
+                ..
+            }) = &self.out
                 && done < len
             {
                 let want = usize::try_from((len - done).min(AT_ONCE)).unwrap_or(PIECE);
@@ -214,7 +222,9 @@ impl<'a> Sink<'a> {
                         self.len += copied as u64;
                         done += copied as u64;
                         on_copied(copied as u64);
-                        write_out(to, before, self.len);
+                        if *soon {
+                            write_out(to, before, self.len);
+                        }
                     }
                     Err(Errno::INTR) => {}
                     // Two filesystems, or one that cannot. What else is wrong `read`, or writing,
@@ -280,9 +290,10 @@ pub(crate) fn beside<T, E: From<NoMore>>(
     work: impl FnOnce(&mut Sink<'_>) -> Result<T, E>,
 ) -> Result<(T, u64, Option<Digest>), E> {
     let file = match (&to, hash) {
-        (To::File(file), false) => Some(*file),
+        (To::File(file) | To::Lazy(file), false) => Some(*file),
         _ => None,
     };
+    let soon = matches!(to, To::File(_));
     let (full, to_write) = sync_channel(WAITING);
     let (written, free) = channel();
     for _ in 0..WAITING {
@@ -306,7 +317,12 @@ pub(crate) fn beside<T, E: From<NoMore>>(
         };
         let thread = thread::Builder::new().spawn_scoped(scope, write);
         let thread = thread.map_err(NoMore)?;
-        let mut sink = Sink::new(Out::Beside(Beside { full, free, file }));
+        let mut sink = Sink::new(Out::Beside(Beside {
+            full,
+            free,
+            file,
+            soon,
+        }));
         let done = work(&mut sink);
         let done = done.and_then(|done| Ok((done, sink.finish()?)));
         // What went wrong there is why nothing could be put in here.
@@ -323,9 +339,10 @@ pub(crate) fn beside<T, E: From<NoMore>>(
 impl To<'_> {
     /// Writes bytes; to a file, from its offset `at` on.
     pub(crate) fn put(&mut self, at: u64, bytes: &[u8]) -> io::Result<()> {
+        let soon = matches!(self, Self::File(_));
         let file = match self {
             Self::Stream(out) => return out.write_all(bytes),
-            Self::File(file) => file,
+            Self::File(file) | Self::Lazy(file) => file,
         };
         let (mut rest, mut now) = (bytes, at);
         while !rest.is_empty() {
@@ -336,14 +353,16 @@ impl To<'_> {
             rest = rest.get(n..).unwrap_or_default();
             now += n as u64;
         }
-        write_out(file, at, now);
+        if soon {
+            write_out(file, at, now);
+        }
         Ok(())
     }
 
     fn end(&mut self) -> io::Result<()> {
         match self {
             Self::Stream(out) => out.flush(),
-            Self::File(_) => Ok(()),
+            Self::File(_) | Self::Lazy(_) => Ok(()),
         }
     }
 }

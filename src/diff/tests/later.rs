@@ -158,8 +158,6 @@ fn world() -> World {
 fn digest() -> Options {
     Options {
         digest: true,
-        align: Align::PAGE,
-        align_from: MIB as u64,
         ..Options::default()
     }
 }
